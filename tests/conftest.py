@@ -1,0 +1,24 @@
+"""Shared fixtures: shapes checked at run time, strict promotion, float64 on request."""
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Every annotation of the library is checked by beartype while the tests run. The hook must be in place before the
+# first import of a submodule.
+hook = install_import_hook("theorykit", "beartype.beartype")
+hook.__enter__()
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics():
+    """No silent broadcasting between ranks, no silent promotion between dtypes."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Run the test in float64."""
+    with jax.enable_x64(True):
+        yield
