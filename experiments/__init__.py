@@ -5,4 +5,4 @@ An experiment is a module with ``Config``, ``PRESETS``, ``run(config)`` and ``ve
 """
 
 # Cheapest first, so that the first figure is there soon.
-ORDER = ("ntk_width", "ntk_depth", "ntk_features", "ntk_linearisation", "ntk_constancy")
+ORDER = ("ntk_width", "ntk_depth", "ntk_linearisation", "ntk_divergence", "ntk_features", "ntk_constancy")

@@ -5,8 +5,10 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from theorykit import data, encoders, losses, similarity
+from theorykit.ntk import empirical
 
 # Rows are scaled to |x| = sqrt d (`data.to_sphere`), so that every layer, the first included, sees entries of order 1.
 
@@ -21,6 +23,17 @@ def encoder(name: str, width: int, features: int):
     if kind == ["cnn"]:
         return encoders.CNN(width, features, (8, 8, 1), depth=int(depth), activation=activation)
     return encoders.MLP(width, features, depth=int(depth), activation=activation)
+
+
+def cell_key(seed: int, width: int):
+    """Key of the initial parameters: seeds and widths are independent draws, and none is shared with the data."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def initial(encoder, key, x):
+    """Initial parameters; compiled as a whole, which is faster than flax's eager init."""
+    return encoder.init(key, x)
 
 
 # Losses of two views, by the similarity they use. The linear loss takes its negatives from the next pair.
@@ -43,6 +56,15 @@ DOT_LOSSES = {
     "VICReg": losses.vicreg,
 }
 
+LINEAR_DOT = partial(_shifted_linear, **_DOT)
+LINEAR_COSINE = partial(losses.linear, **_COSINE)  # of triplets
+
+
+@cache
+def descent(rate: float):
+    """Gradient descent; one object per rate, because compiled programs are kept per optimiser."""
+    return optax.sgd(rate)
+
 
 def rows(name: str, key, count: int):
     """`count` rows of a data set, drawn without replacement, with |x| = sqrt d."""
@@ -51,22 +73,59 @@ def rows(name: str, key, count: int):
     return data.to_sphere(jnp.asarray(images[chosen]))
 
 
-def views(key, count: int, **strengths):
-    """Two augmented views of `count` digits, with |x| = sqrt d."""
-    pairs = data.digit_views(key, count, **strengths)
+@cache
+def views(seed: int, count: int):
+    """Two augmented views of `count` digits, with |x| = sqrt d; another draw for every seed."""
+    pairs = data.digit_views(jax.random.key(seed), count)
     return data.to_sphere(pairs.a), data.to_sphere(pairs.b)
 
 
-def triplets(key, count: int, classes=(0, 1)):
+@cache
+def triplets(seed: int, count: int, classes=(0, 1)):
     """Anchors, positives and negatives (count, 64) of two classes of digits: the negative is a view of the other class.
 
     With two classes the leading growth mode of the linear loss is the contrast between them, well apart from the rest.
     """
     images, labels = data.digits()
     half = count // 2
-    for_rows, for_a, for_b = jax.random.split(key, 3)
+    for_rows, for_a, for_b = jax.random.split(jax.random.key(seed), 3)
     order = np.asarray(jax.random.permutation(for_rows, len(labels)))
     chosen = np.concatenate([order[labels[order] == c][:half] for c in classes])
-    strengths = {"shift": 1, "rotation": 15, "noise": 0.1, "mask": 0.1}  # the defaults of `data.digit_views`
+    # Weaker than the defaults of `data.digit_views`: a view is then closer to its own class than to the other's, which
+    # sets the leading growth rate apart from the second one (about four times it).
+    strengths = {"shift": 0.5, "rotation": 10, "noise": 0.1, "mask": 0}
     a, b = (data.to_sphere(data.augment(k, jnp.asarray(images[chosen]), **strengths)) for k in (for_a, for_b))
     return a, b, jnp.roll(b, half, axis=0)
+
+
+def steps_of_growth(encoder, params, two_views, rate: float, growth: float) -> int:
+    """Steps after which linearised descent on the linear dot loss has root mean square |f| = growth x sqrt(width).
+
+    Descent at a fixed kernel, f <- f - rate K_0 A f. By then the parameters of a network of any width have moved by a
+    fixed fraction, at a time that grows as the logarithm of the width.
+    """
+    f, kernel = (np.asarray(a, np.float64) for a in _function_space(encoder.apply, params, jnp.concatenate(two_views)))
+    n, z = f.shape
+    step = np.eye(n * z) - rate * kernel.reshape(n * z, n * z) @ _quadratic(n, z)
+    target, flat, taken = growth * np.sqrt(width_of(encoder) * n), f.ravel(), 0
+    while np.linalg.norm(flat) < target:
+        flat, taken = step @ flat, taken + 1
+    return taken
+
+
+def width_of(encoder) -> int:
+    """Hidden units, or channels of a CNN."""
+    return encoder.channels if isinstance(encoder, encoders.CNN) else encoder.width
+
+
+@partial(jax.jit, static_argnums=0)
+def _function_space(apply, params, points):
+    """Embeddings (n, z) and kernel with its axes in the order (n, z, n, z)."""
+    return apply(params, points), empirical.empirical_ntk(apply, params, points).transpose(0, 2, 1, 3)
+
+
+@cache
+def _quadratic(n, z):
+    """A of the linear dot loss L = f^T A f / 2 over the n stacked points of both views, (n z, n z)."""
+    hessian = jax.jit(jax.hessian(lambda f: LINEAR_DOT(*jnp.split(f.reshape(n, z), 2))))
+    return np.asarray(hessian(jnp.zeros(n * z)), np.float64)

@@ -5,4 +5,4 @@ A figure is a module with ``EXPERIMENT`` (the name of an experiment) or ``EXPERI
 ``python -m paper_figures``.
 """
 
-FIGURES = ("ntk_width", "ntk_depth", "ntk_features", "ntk_linearisation", "ntk_constancy")
+FIGURES = ("ntk_width", "ntk_depth", "ntk_linearisation", "ntk_divergence", "ntk_features", "ntk_constancy")

@@ -12,11 +12,12 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["drift", "empirical", "gradient_flow", "infinite", "jacobian", "structured"],
+    submodules=["drift", "empirical", "gradient_flow", "growth_rate", "infinite", "jacobian", "structured"],
     submod_attrs={
         "drift": ["relative_change", "kernel_drift"],
         "empirical": ["empirical_ntk", "ntk_vector_product", "two_view"],
-        "gradient_flow": ["Flow", "flow", "flow_stacked", "growth"],
+        "gradient_flow": ["Flow", "StackedFlow", "flow", "flow_stacked"],
+        "growth_rate": ["Growth", "growth"],
         "infinite": ["infinite_ntk", "infinite_nngp"],
     },
 )

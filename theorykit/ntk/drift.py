@@ -2,21 +2,23 @@ r"""How far the kernel moves along training.
 
     change(t) = ||K_t - K_0||_F / ||K_0||_F,    K_t the empirical kernel of the parameters after t updates
 
-beside it what explains the change: the smallest embedding norm (a cosine loss has gradients of size 1/|f|, so a point that
-shrinks towards the origin is moved fast), the largest one (growth under losses that are unbounded below) and the distance
-||theta_t - theta_0|| that the parameters travelled.
+beside it what explains the change: the smallest embedding norm (a cosine loss has gradients of size 1/|f|, so a point
+that shrinks towards the origin is moved fast), the largest one (growth under losses that are unbounded below) and the
+distance ||theta_t - theta_0|| that the parameters travelled.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from theorykit import training
-from theorykit.ntk.empirical import empirical_ntk
+from theorykit.ntk.empirical import check_points, empirical_ntk
 
 
 class Drift(NamedTuple):
@@ -47,13 +49,24 @@ class Drift(NamedTuple):
     status: str
 
 
-def relative_change(kt: Float[Array, "*kernel"], k0: Float[Array, "*kernel"]) -> Float[Array, ""]:
+def relative_change(kt: Float[Array, "..."], k0: Float[Array, "..."]) -> Float[Array, ""]:
     """||kt - k0||_F / ||k0||_F of two kernels of the same shape, whatever their layout.
+
+    Parameters
+    ----------
+    kt, k0
+        Kernels, of any one shape.
+
+    Returns
+    -------
+    A scalar, dimensionless; infinite or NaN where k0 is 0.
 
     Raises
     ------
     ValueError
         If the shapes differ.
+
+    Source: definition.
     """
     if kt.shape != k0.shape:
         raise ValueError(f"The kernels have shapes {kt.shape} and {k0.shape}: evaluate both on the same points.")
@@ -62,14 +75,14 @@ def relative_change(kt: Float[Array, "*kernel"], k0: Float[Array, "*kernel"]) ->
 
 def kernel_drift(
     apply: Callable,
-    loss: Callable,
+    objective: Callable,
     params: Any,
-    views: Sequence[Float[Array, "n ..."]],
+    data: Any,
     *,
+    points: Shaped[Array, "m ..."],
     optimizer: Any,
     steps: int,
     at: Sequence[int],
-    points: Float[Array, "m ..."] | None = None,
     memory: int = 2**30,
 ) -> Drift:
     """Train by the ordinary loop on the full batch and measure the kernel after the given numbers of updates.
@@ -78,16 +91,16 @@ def kernel_drift(
     ----------
     apply, params
         Encoder and its initial parameters, see `empirical_ntk`.
-    loss
-        Embeddings of the views in, scalar out, such as ``losses.info_nce``; see `training.objective`.
-    views
-        Inputs of the views, each (n, ...), row i of each belonging together.
+    objective, data
+        What is minimised, (params, data) -> scalar: ``training.objective(apply, losses.info_nce)`` with data =
+        (xa, xb).
+    points
+        Where the kernel is evaluated, (m, ...).
     optimizer, steps
         As in `training.train`.
     at
-        Numbers of updates at which to measure, increasing, within 0..steps.
-    points
-        Where the kernel is evaluated; the first view by default.
+        Numbers of updates at which to measure, at least one, increasing, within 0..steps. The parameters at these
+        steps are kept until the end.
     memory
         As in `empirical_ntk`.
 
@@ -97,37 +110,45 @@ def kernel_drift(
 
     Raises
     ------
-    ValueError
-        As `training.train` and `empirical_ntk`.
+    ValueError, TypeError
+        As `training.train` and `empirical_ntk`, before any training.
+
+    Source: definition.
     """
-    points = views[0] if points is None else points
-    start = empirical_ntk(apply, params, points, memory=memory)
+    at = tuple(at)
+    if not at or any(late <= early for early, late in pairwise(at)) or not 0 <= at[0] <= at[-1] <= steps:
+        raise ValueError(
+            f"at = {at} must hold one or more numbers that increase from 0 to steps = {steps}: correct it."
+        )
+    check_points(apply, params, points)
     run = training.train(
-        training.objective(apply, loss),
+        objective,
         params,
-        tuple(views),
+        data,
         optimizer=optimizer,
         steps=steps,
         metrics=_snapshot,
         metric_steps=at,
         progress=False,
     )
-    rows = []
+    start, rows = empirical_ntk(apply, params, points, memory=memory), []
     for m in range(len(run.metric_steps)):
         now = jax.tree.map(lambda leaf, m=m: jnp.asarray(leaf[m]), run.metrics)
-        norms = jnp.linalg.norm(apply(now, points), axis=-1)
-        change = relative_change(empirical_ntk(apply, now, points, memory=memory), start)
-        rows.append([change, norms.min(), norms.max(), _distance(now, params)])
+        kernel = empirical_ntk(apply, now, points, memory=memory)
+        rows.append(_measure(apply, params, now, kernel, start, points))
     columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     return Drift(np.asarray(run.metric_steps), *columns, np.asarray(run.losses), run.status)
+
+
+@partial(jax.jit, static_argnames="apply")
+def _measure(apply, initial, now, kernel, start, points):
+    """Change of the kernel, smallest and largest embedding norm, distance travelled."""
+    change = relative_change(kernel, start)
+    norms = jnp.linalg.norm(apply(now, points), axis=-1)
+    squares = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), now, initial)
+    return jnp.stack([change, norms.min(), norms.max(), jnp.sqrt(sum(jax.tree.leaves(squares)))])
 
 
 def _snapshot(params):
     """The parameters themselves: measured afterwards, so that training compiles once for all kernels."""
     return params
-
-
-@jax.jit
-def _distance(left, right):
-    squares = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), left, right)
-    return jnp.sqrt(sum(jax.tree.leaves(squares)))

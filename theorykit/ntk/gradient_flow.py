@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+Values = Float[Array, "..."] | Float[np.ndarray, "..."]  # shapes are checked by hand, with messages that help
+
 FINISHED = 0
 MAX_STEPS = 1
 DIVERGED = 2
@@ -39,8 +41,8 @@ SINGULAR = 3
 # Stable gradient descent of S steps costs at most about 2 S / 3 solver steps (see above): enough for S = 20,000.
 _DEFAULT_MAX_STEPS = 2**14
 
-# Tells apart the two reasons for which a step becomes too short. By then f' = f^p has grown by about eps^(-1/(p - 1)):
-# more than tenfold up to p = 7 in float32 and p = 16 in float64.
+# Tells apart the two reasons for which a step becomes too short. A blow-up of f' = f^p has by then grown by about
+# eps^(-1/(p - 1)): tenfold for p up to about 5 in float32 and 14 in float64.
 _GROWN = 10.0
 
 
@@ -97,13 +99,13 @@ class StackedFlow(NamedTuple):
 
 
 def flow(
-    kernel: tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]],
+    kernel: tuple[Values, Values, Values],
     loss: Callable,
-    embeddings: tuple[Float[Array, "..."], Float[Array, "..."]],
-    times: Float[Array, "..."],
+    embeddings: tuple[Values, Values],
+    times: Values,
     *,
-    cross: tuple[Float[Array, "..."], Float[Array, "..."]] | None = None,
-    heldout0: Float[Array, "..."] | None = None,
+    cross: tuple[Values, Values] | None = None,
+    heldout0: Values | None = None,
     rtol: float | Float[Array, ""] | None = None,
     atol: float | Float[Array, ""] | None = None,
     max_steps: int = _DEFAULT_MAX_STEPS,
@@ -124,6 +126,7 @@ def flow(
     loss : maps (fa, fb), both (n, z), to a scalar: the loss as it is trained, a mean if training takes the mean.
     embeddings : (fa0, fb0), both (n, z), at time 0.
     times : (t,) increasing, from any time >= 0 on; learning rate times steps. At 0 the initial values return exactly.
+        The solver restarts at each time, which costs about four steps: ask for those that are needed.
     cross : (ha, hb), each (m, n, z, z) or (m, n): the kernel between m held-out points and the two views.
     heldout0 : (m, z) embeddings of the held-out points at time 0. They are carried along and do not act back; their
         error is controlled too, so they can shorten the steps.
@@ -151,13 +154,13 @@ def flow(
 
 
 def flow_stacked(
-    kernel: Float[Array, "..."],
+    kernel: Values,
     loss: Callable,
-    embeddings: Float[Array, "..."],
-    times: Float[Array, "..."],
+    embeddings: Values,
+    times: Values,
     *,
-    cross: Float[Array, "..."] | None = None,
-    heldout0: Float[Array, "..."] | None = None,
+    cross: Values | None = None,
+    heldout0: Values | None = None,
     rtol: float | Float[Array, ""] | None = None,
     atol: float | Float[Array, ""] | None = None,
     max_steps: int = _DEFAULT_MAX_STEPS,
@@ -315,6 +318,11 @@ def relative_rounding(dtype):
     return float(jnp.finfo(dtype).eps) ** 0.5
 
 
+def _finite(array):
+    with jax.ensure_compile_time_eval():  # a constant, though a caller may be traced
+        return bool(jnp.all(jnp.isfinite(array)))
+
+
 @jax.jit
 def _asymmetry(kernel):
     transposed = kernel.transpose((1, 0) if kernel.ndim == 2 else (1, 0, 3, 2))
@@ -328,7 +336,8 @@ def _check_kernel(name, block, rows, columns, z, symmetric):
             f"({rows}, {columns}) for that kernel times the identity: compute it on the same points and outputs"
         )
     if symmetric and block.size and not isinstance(block, jax.core.Tracer):
-        gap, size = (float(x) for x in _asymmetry(block))
+        with jax.ensure_compile_time_eval():  # a constant, though a caller may be traced
+            gap, size = (float(x) for x in _asymmetry(block))
         if gap > relative_rounding(block.dtype) * size:
             raise ValueError(
                 f"{name} is not symmetric (K[i, j, o, p] and K[j, i, p, o] differ by {gap:.2g}, largest entry "
@@ -352,7 +361,7 @@ def check_problem(blocks, loss, views, times, cross, heldout0, max_steps):
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"the flow needs one dtype, float32 or float64, but got {listed}: cast with astype")
     for name, array in (arrays | {"times": times}).items():
-        if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+        if not isinstance(array, jax.core.Tracer) and not _finite(array):
             raise ValueError(f"{name} holds NaN or infinity: find out where it arises before starting the flow")
     if any(f.ndim != 2 or not f.size for f in views) or len({f.shape for f in views}) > 1:
         shapes = " and ".join(str(f.shape) for f in views)

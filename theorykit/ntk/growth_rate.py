@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
 
-from theorykit.ntk.gradient_flow import check_problem, kernel_matrix, relative_rounding
+from theorykit.ntk.gradient_flow import Values, check_problem, kernel_matrix, relative_rounding
 
 
 class Growth(NamedTuple):
@@ -41,9 +40,7 @@ class Growth(NamedTuple):
         return float(np.log1p(learning_rate * self.rate) / learning_rate)
 
 
-def growth(
-    kernel: Float[Array, "..."], loss: Callable, f0: Float[Array, "n z"], *, rtol: float | None = None
-) -> Growth:
+def growth(kernel: Values, loss: Callable, f0: Values, *, rtol: float | None = None) -> Growth:
     """Find the rate at which the flow of a quadratic loss grows, and how much of f0 takes part.
 
     For L = f^T A f / 2 the flow is df/dt = -K A f. With K = F F^T the matrix -K A has the eigenvalues of the symmetric

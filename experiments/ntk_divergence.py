@@ -1,0 +1,249 @@
+r"""N3: under the linear dot-product loss the kernel of every network moves in the end, at a time logarithmic in the width.
+
+The loss L = mean s(x, x^-) - s(x, x^+) is quadratic in the embeddings, L = f^T A f / 2, so at a fixed kernel the flow is
+linear, f' = -K_0 A f, and grows like exp(rho t), rho = max spec(-K_0 A) > 0, independent of the width M. The parameters
+feel it once |f| is of order sqrt M. With t* the time at which the kernel has changed by 10%, the embedding has grown
+from its component P_u f_0 in the leading eigenspace to c sqrt M:
+
+    |P_u f_0| exp(rho t*) = c sqrt M    =>    2 rho t* + 2 ln |P_u f_0| = ln M + constant.
+
+Checked is Y = 2 ln |(1 - eta K_0 A)^(t*/eta) f_0|, the size of the linearised descent at t*. It equals the left side (with
+rho_eta = ln(1 + eta rho) / eta for rho) when the leading mode dominates at t*, and stays right when f_0 happens to have
+almost nothing of that mode: about one start in a hundred has |P_u f_0| < 0.03, and there the left side is off by several
+units. One output (z = 1), because with z outputs the z-fold leading eigenvalue of the limit kernel splits by O(M^{-1/2}) at finite width, and
+no single eigenspace carries the growth. Two classes of digits, so that the leading eigenvalue is well apart.
+
+Controls: with fixed targets in place of the second view's embeddings the loss is linear in f, growth is not exponential
+and t* is of order sqrt M; at t = 0 the embeddings do not scale as sqrt M; a cosine loss does not diverge; the lag between t* and
+the divergence is compared with t* itself, which does grow with ln M.
+
+Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for the failure under dot products; the law of t*: derivation.
+"""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import _setting
+from theorykit import losses, results, training, verify
+from theorykit.ntk import drift, empirical, growth_rate
+
+SERIES = ("linear", "targets", "cosine")
+SOURCE = "failure: Anil, Esser, Ghoshdastidar (arXiv 2403.08673); law of t*: derivation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Triplets of two classes of digits; full-batch gradient descent; the kernel is measured every `stride` steps."""
+
+    activations: tuple[str, ...] = ("tanh", "relu")
+    widths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    seeds: int = 12
+    triplets: int = 16
+    learning_rate: float = 0.5
+    steps: int = 80
+    stride: int = 2
+    moved: float = 0.1
+    slope_margin: float = results.threshold(
+        0.2, "corrections of order M^(-1/2) at the smallest width, from theory/ntk N3"
+    )
+    norm_margin: float = results.threshold(1 / 6, "a third of the exponent 1/2: tells it from 1/3 and 2/3")
+    lag_margin: float = results.threshold(0.25, "a quarter of the slope with which Y grows in ln M")
+
+
+PRESETS = {
+    "smoke": Config(activations=("tanh",), widths=(1024, 3072, 8192), seeds=8, stride=4),
+    "quick": Config(),
+    "full": Config(widths=tuple(2**k for k in range(10, 17)), seeds=16, steps=160),
+}
+
+
+def run(config: Config) -> dict[str, np.ndarray]:
+    """<series>/change/<activation> (seeds, widths, steps) and so on; per run also rate, projection, time of divergence."""
+    arrays = {"widths": np.array(config.widths)}
+    for activation in tqdm(config.activations, desc="ntk_divergence", disable=None):
+        for series in SERIES:
+            arrays |= results.part(f"{series}-{activation}", lambda a=activation, s=series: _series(config, a, s))
+    return arrays
+
+
+def _series(config, activation, series):
+    # Towards fixed targets the kernel moves five times as long and accordingly slowly.
+    steps, stride = (5 * n if series == "targets" else n for n in (config.steps, config.stride))
+    at = list(range(0, steps + 1, stride))
+    shape = (config.seeds, len(config.widths))
+    change, largest, linearised = np.full((3, *shape, len(at)), np.nan)
+    rate, projection, diverged = np.empty((3, *shape))
+    for seed in range(config.seeds):
+        views = _setting.triplets(seed, config.triplets)
+        points = jnp.concatenate(views)
+        for column, width in enumerate(config.widths):
+            encoder = _setting.encoder(f"{activation}-2", width, 1)
+            params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
+            start = encoder.apply(params, points)
+            kernel = empirical.empirical_ntk(encoder.apply, params, points)
+            growth = growth_rate.growth(kernel, _stacked_linear, start)
+            rate[seed, column] = growth.discrete_rate(config.learning_rate)
+            projection[seed, column] = growth.projection
+            linearised[seed, column] = _linearised(config, kernel, start, at)
+            objective, data = _problem(encoder, series, views)
+            found = drift.kernel_drift(
+                encoder.apply,
+                objective,
+                params,
+                data,
+                points=views[0],
+                optimizer=_setting.descent(config.learning_rate),
+                steps=steps,
+                at=at,
+            )
+            reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
+            change[seed, column, :reached], largest[seed, column, :reached] = found.change, found.largest
+            updates = len(found.losses) * config.learning_rate
+            diverged[seed, column] = updates if found.status == "diverged" else np.inf
+    measured = {"change": change, "largest": largest, "linearised": linearised}
+    measured |= {"rate": rate, "projection": projection, "diverged": diverged}
+    times = {f"{series}/times": config.learning_rate * np.array(at)}
+    return times | {f"{series}/{name}/{activation}": values for name, values in measured.items()}
+
+
+def _linearised(config, kernel, start, at):
+    """Norm of the linearised descent f <- f - eta K_0 A f over all points, in float64, after the given steps."""
+    step = np.eye(len(start)) - config.learning_rate * np.asarray(kernel, np.float64)[..., 0, 0] @ _quadratic(
+        len(start)
+    )
+    f, norms = np.asarray(start, np.float64), []
+    for _ in range(at[-1] + 1):
+        norms.append(np.linalg.norm(f))
+        f = step @ f
+    return np.array(norms)[at]
+
+
+@cache
+def _quadratic(n):
+    """A of the linear dot loss L = f^T A f / 2 over the n stacked points, (n, n)."""
+    return np.asarray(jax.hessian(lambda f: _stacked_linear(f[:, None]))(jnp.zeros(n)), np.float64)
+
+
+def _stacked_linear(f):
+    return losses.linear(*jnp.split(f, 3))
+
+
+def _problem(encoder, series, views):
+    if series == "targets":
+        classes = jnp.repeat(jnp.array([[0.5], [-0.5]]), len(views[0]) // 2, axis=0)
+        return _target_objective(encoder.apply), (views[0], classes, -classes)
+    return training.objective(encoder.apply, losses.linear if series == "linear" else _setting.LINEAR_COSINE), views
+
+
+@cache
+def _target_objective(apply):
+    """The linear loss with given embeddings of the positives and negatives."""
+
+    def value(params, batch):
+        anchors, positives, negatives = batch
+        return losses.linear(apply(params, anchors), positives, negatives)
+
+    return value
+
+
+def crossing(config: Config, times: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """t*: the time at which the change passes `moved`, log-linear between measurements; not-a-number if it never does."""
+    passed = np.nan_to_num(change, nan=-np.inf) > config.moved
+    after = np.argmax(passed, axis=-1)
+    before = np.maximum(after - 1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = (np.log(np.take_along_axis(change, i[..., None], -1)[..., 0]) for i in (before, after))
+        fraction = (np.log(config.moved) - low) / (high - low)
+    found = times[before] + fraction * (times[after] - times[before])
+    return np.where(passed.any(axis=-1) & (after > 0), found, np.nan)
+
+
+def growth_until(config: Config, arrays: dict[str, np.ndarray], series: str, activation: str):
+    """Y = 2 ln |linearised descent at t*| of every run, (seeds, widths); and t*."""
+    times = arrays[f"{series}/times"]
+    moved = crossing(config, times, arrays[f"{series}/change/{activation}"])
+    size = np.log(arrays[f"{series}/linearised/{activation}"])
+    runs = np.ndindex(moved.shape)
+    return 2 * np.array([np.interp(moved[run], times, size[run]) for run in runs]).reshape(moved.shape), moved
+
+
+def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:
+    """The law of t*, |f| at t*, and the divergence that follows it; each with its control."""
+    return [v for activation in config.activations for v in _verdicts(config, arrays, activation)]
+
+
+def _verdicts(config, arrays, activation):
+    widths = arrays["widths"]
+    linear, moved = growth_until(config, arrays, "linear", activation)
+    targets, _ = growth_until(config, arrays, "targets", activation)
+
+    def law(claim, y):
+        return verify.rate(claim, widths, y, 1.0, margin=config.slope_margin, law="logarithmic")
+
+    def norm(claim, y):
+        return verify.rate(claim, widths, y, 0.5, margin=config.norm_margin)
+
+    def lag(claim, y):
+        return verify.rate(claim, widths, y, 0.0, margin=config.lag_margin, law="logarithmic")
+
+    largest, times = arrays[f"linear/largest/{activation}"], arrays["linear/times"]
+    at_crossing = np.array(
+        [
+            [np.exp(np.interp(moved[s, w], times, np.log(largest[s, w]))) for w in range(len(widths))]
+            for s in range(len(largest))
+        ]
+    )
+    found = _pair(
+        law,
+        f"N3.time.{activation}",
+        f"under the linear dot loss the linearised descent at t* has grown to |f| ~ sqrt M: 2 ln|f| = ln M, {activation}",
+        linear,
+        targets,
+        "fixed targets instead of a second view, so that growth is linear in time",
+    )
+    found += _pair(
+        norm,
+        f"N3.norm.{activation}",
+        f"the largest |f| at t* is proportional to sqrt M, {activation}",
+        at_crossing,
+        largest[..., 0],
+        "at t = 0",
+    )
+    diverged = arrays[f"linear/diverged/{activation}"]
+    if activation != "relu":  # bounded units: the embeddings grow exponentially, but the step never becomes unstable
+        return found
+    rate = arrays[f"linear/rate/{activation}"]
+    found += _pair(
+        lag,
+        f"N3.lag.{activation}",
+        f"descent diverges a time after t* that does not depend on the width, {activation} (in units of 1 / 2 rho)",
+        2 * rate * (diverged - moved),
+        linear,
+        "t* itself (as Y, in the same units)",
+    )
+    horizon = np.median(moved) + np.max(diverged - moved)
+    early = moved <= np.median(moved)
+
+    def by_horizon(claim, times):
+        return verify.identity(claim, times[early] <= horizon, np.ones(early.sum(), bool))
+
+    return found + _pair(
+        by_horizon,
+        f"N3.divergence.{activation}",
+        f"by the horizon every run whose t* lies before it by more than the lag has diverged, {activation}",
+        diverged,
+        arrays[f"cosine/diverged/{activation}"],
+        "cosine similarity",
+    )
+
+
+def _pair(check, name, statement, claimed, control, why):
+    return [
+        check(verify.Claim(name, statement, SOURCE), claimed),
+        check(verify.Claim(f"{name}.control", f"{statement}: {why}", SOURCE, "control", name), control),
+    ]

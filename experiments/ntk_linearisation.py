@@ -1,0 +1,212 @@
+r"""N5: the function-space gradient flow with the kernel at initialisation predicts the trained network.
+
+    d f / dt = -K_0 grad_f L(f)        (nonlinear in f, both views, held-out points through K_0(x_test, X))
+
+is solved adaptively and compared with the embeddings f(t) of the network trained by gradient flow, on the training pairs
+and on held-out pairs:
+
+    gap(M) = ||f(t) - f_flow(t)||_F / ||f_flow(t)||_F
+
+falls at least as fast as M^{-1/2} while the kernel stays put (cosine InfoNCE). Descent with steps of length eta follows the
+network's flow with an error of order eta, which would hide the gap of wide networks; so f(t) is extrapolated from two
+descents, 2 f_{eta/2} - f_eta, with an error of order eta^2. What is left of it is measured as the floor: the same
+extrapolation of descent in function space at the fixed kernel, against the flow. The flow is singular where an embedding
+reaches 0 under cosine similarity; with z = 8 outputs none comes near it, and a solve that does not finish is reported as
+not-a-number.
+
+Control: the linear dot-product loss at the time at which its linearised descent has grown to |f| = growth x sqrt(M), where
+the kernel has moved (N3): the gap does not fall with the width.
+
+Source: Jacot et al. 2018 (arXiv 1806.07572), Lee et al. 2019 (arXiv 1902.06720) for the linearisation; the flow of two
+views and its check: derivation.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import _setting
+from theorykit import results, training, verify
+from theorykit.ntk import empirical, gradient_flow
+
+SOURCE = "Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720); two views: derivation"
+SERIES = ("cosine InfoNCE", "linear dot")
+PARTS = ("training", "held-out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Digits as pairs of augmented views; the last `heldout` of the pairs are not trained on."""
+
+    activations: tuple[str, ...] = ("tanh", "relu")
+    widths: tuple[int, ...] = (256, 1024, 4096)
+    seeds: int = 16
+    pairs: int = 12
+    heldout: int = 6
+    features: int = 8
+    learning_rate: float = 0.04
+    times: tuple[float, ...] = (1.0, 3.0, 10.0)
+    growth: float = 0.5
+    slope_margin: float = results.threshold(0.0, "the statement is one-sided: at least as fast as M^(-1/2)")
+    floor_margin: float = results.threshold(0.0, "the floor lies below a quarter of the gap, for every run")
+
+
+PRESETS = {
+    "smoke": Config(activations=("tanh",), widths=(128, 512, 2048), pairs=8, heldout=4, times=(10.0,)),
+    "quick": Config(),
+    "full": Config(widths=(256, 1024, 4096, 16384), seeds=16, learning_rate=0.02),
+}
+
+
+def run(config: Config) -> dict[str, np.ndarray]:
+    """gap/<part>/<series>/<activation> (seeds, widths, times), floor/... and plain/... likewise."""
+    arrays = {"widths": np.array(config.widths), "times": np.array(config.times)}
+    for activation in tqdm(config.activations, desc="ntk_linearisation", disable=None):
+        for series in SERIES:
+            label = f"{series}-{activation}".replace(" ", "_")
+            arrays |= results.part(label, lambda a=activation, s=series: _sweep(config, a, s))
+    return arrays
+
+
+def _sweep(config, activation, series):
+    times = len(config.times) if series == SERIES[0] else 1
+    gap, floor, plain = np.full((3, len(PARTS), config.seeds, len(config.widths), times), np.nan)
+    ends = np.empty((config.seeds, len(config.widths)))
+    for seed in range(config.seeds):
+        for column, width in enumerate(config.widths):
+            cell = (slice(None), seed, column)
+            gap[cell], floor[cell], plain[cell], ends[cell[1:]] = _cell(config, activation, series, seed, width)
+    measured = {"gap": gap, "floor": floor, "plain": plain}
+    named = {f"{name}/{part}": values[i] for name, values in measured.items() for i, part in enumerate(PARTS)}
+    return {f"{name}/{series}/{activation}": values for name, values in named.items()} | {
+        f"end/{series}/{activation}": ends
+    }
+
+
+def _cell(config, activation, series, seed, width):
+    """Gap, floor and floor without extrapolation, each (parts, times), of one network; and the last time."""
+    encoder = _setting.encoder(f"{activation}-2", width, config.features)
+    a, b = _setting.views(seed, config.pairs + config.heldout)
+    n = config.pairs
+    views = (a[:n], b[:n])
+    points = jnp.concatenate([*views, a[n:], b[n:]])
+    params = _setting.initial(encoder, _setting.cell_key(seed, width), a)
+    loss, times = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times)
+    if series == "linear dot":
+        loss = _setting.LINEAR_DOT
+        steps = _setting.steps_of_growth(encoder, params, views, config.learning_rate, config.growth)
+        times = np.array([steps * config.learning_rate])
+    embeddings, kernel = _at_start(encoder.apply, params, points)
+    predicted = gradient_flow.flow(
+        (kernel[:n, :n], kernel[:n, n : 2 * n], kernel[n : 2 * n, n : 2 * n]),
+        loss,
+        (embeddings[:n], embeddings[n : 2 * n]),
+        jnp.asarray(times, embeddings.dtype),
+        cross=(kernel[2 * n :, :n], kernel[2 * n :, n : 2 * n]),
+        heldout0=embeddings[2 * n :],
+    )
+    flow = jnp.concatenate([predicted.fa, predicted.fb, predicted.heldout], axis=1)
+    network, descent = [], []
+    for rate in (config.learning_rate, config.learning_rate / 2):
+        steps = np.rint(times / rate).astype(int)
+        network.append(_train(encoder, loss, params, views, points, rate, steps))
+        descent.append(_descent(loss, kernel, embeddings, rate, steps, n))
+    parts = (slice(2 * n), slice(2 * n, None))
+    followed = (2 * network[1] - network[0], 2 * descent[1] - descent[0], descent[1])
+    return *(np.stack([_gap(f, flow, rows) for rows in parts]) for f in followed), times[-1]
+
+
+def _train(encoder, loss, params, views, points, rate, steps):
+    """Embeddings of all points after the given numbers of updates, (times, points, z); not-a-number after a divergence."""
+    run = training.train(
+        training.objective(encoder.apply, loss),
+        params,
+        views,
+        optimizer=_setting.descent(rate),
+        steps=int(steps[-1]),
+        metrics=_parameters,
+        metric_steps=steps.tolist(),
+        progress=False,
+    )
+    found = np.full((len(steps), len(points), encoder.features), np.nan, np.float32)
+    for m in range(len(run.metric_steps)):
+        found[m] = _embed(encoder.apply, run.metrics, points, m)
+    return found
+
+
+def _parameters(params):
+    return params
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_start(apply, params, points):
+    return apply(params, points), empirical.empirical_ntk(apply, params, points)
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(apply, stacked, points, m):
+    return apply(jax.tree.map(lambda leaf: leaf[m], stacked), points)
+
+
+def _descent(loss, kernel, start, rate, steps, n):
+    """Descent in function space at a fixed kernel: what finite steps alone change."""
+    stages, f, done = [], start, 0
+    for step in steps:
+        f, done = _advance(loss, kernel, f, rate, int(step) - done, n), int(step)
+        stages.append(f)
+    return jnp.stack(stages)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _advance(loss, kernel, f, rate, count, n):
+    gradient = jax.grad(lambda f: loss(f[:n], f[n : 2 * n]))
+    update = lambda _, f: f - rate * jnp.einsum("ijop,jp->io", kernel, gradient(f), precision="highest")  # noqa: E731
+    return jax.lax.fori_loop(0, count, update, f)
+
+
+def _gap(reached, flow, rows):
+    difference = jnp.linalg.norm((reached - flow)[:, rows], axis=(1, 2))
+    return np.asarray(difference / jnp.linalg.norm(flow[:, rows], axis=(1, 2)))
+
+
+def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:
+    """The fall of the gap on training and held-out points, and the floor below it; each with its control."""
+    found = []
+    for activation in config.activations:
+        for part in PARTS:
+            found += _fall(config, arrays, activation, part)
+        found += _floor(config, arrays, activation)
+    return found
+
+
+def _fall(config, arrays, activation, part):
+    def check(claim, series):
+        gap = arrays[f"gap/{part}/{series}/{activation}"][..., -1]
+        return verify.rate(claim, arrays["widths"], gap, -0.5, margin=config.slope_margin, side="at_most")
+
+    statement = (
+        f"the gap between trained embeddings and the flow falls at least as M^(-1/2), {part} points, {activation}"
+    )
+    claim = verify.Claim(f"N5.{part}.{activation}", statement, SOURCE)
+    why = "linear dot loss at the time when the kernel has moved"
+    control = verify.Claim(f"{claim.name}.control", f"{statement}: {why}", SOURCE, "control", claim.name)
+    return [check(claim, SERIES[0]), check(control, SERIES[1])]
+
+
+def _floor(config, arrays, activation):
+    """The gap is not that of finite steps: the floor of every run against a quarter of its gap, at the last time."""
+    key = f"training/{SERIES[0]}/{activation}"
+
+    def check(claim, floor):
+        limit = arrays[f"gap/{key}"][..., -1].ravel() / 4
+        return verify.bound(claim, floor[..., -1].ravel(), limit, margin=config.floor_margin)
+
+    statement = f"finite steps account for less than a quarter of the gap, {activation}"
+    claim = verify.Claim(f"N5.floor.{activation}", statement, "derivation (Richardson extrapolation)")
+    why = "without the extrapolation"
+    control = verify.Claim(f"{claim.name}.control", f"{statement}: {why}", claim.source, "control", claim.name)
+    return [check(claim, arrays[f"floor/{key}"]), check(control, arrays[f"plain/{key}"])]

@@ -1,0 +1,44 @@
+"""Every theorem at the smoke preset: each claim supported, each control and finding refuted."""
+
+import importlib
+
+import jax
+import pytest
+
+from experiments import ORDER
+from theorykit import results
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(autouse=True)
+def as_users_run():
+    """Experiments run under JAX's ordinary promotion rules, as `make figures` runs them."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_verdict_of_the_experiment_is_as_expected(name, store):
+    result = results.run(name, "smoke", root=store)
+    missed = [f"{v.claim}: {v.outcome}, {v.measured} [{v.low}, {v.high}]" for v in result.verdicts if not v.as_expected]
+    assert result.verdicts
+    assert not missed
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_control_is_checked_like_its_claim(name, store):
+    verdicts = {v.claim: v for v in results.run(name, "smoke", root=store).verdicts}
+    for control in verdicts.values():
+        if control.control_of is not None:
+            claim = verdicts[control.control_of]
+            same = [(v.kind, v.predicted, v.margin, v.details.get("side"), v.details.get("law")) for v in (claim, control)]
+            assert same[0] == same[1], control.claim
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_experiment_has_the_three_presets(name):
+    assert {"smoke", "quick", "full"} <= set(importlib.import_module(f"experiments.{name}").PRESETS)
