@@ -14,6 +14,7 @@ in blocks of points, halved until it fits, of which only those on and above the 
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -115,8 +116,9 @@ def build(case: Case, name: str, limit: int = LIMIT) -> Contestant:
 
 def compile_kernel(kernel: Callable, params: Any, x1: jax.Array, x2: jax.Array | None) -> Any:
     """The kernel as a compiled program of (params, x1, x2)."""
-    # The strict promotion rules that a caller may have set are not what neural-tangents was written for.
+    # neural-tangents was written neither for the strict promotion rules that a caller may have set nor for this JAX.
     with (
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
         jax.default_matmul_precision("highest"),
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),

@@ -1,8 +1,8 @@
 """Interleaved timing, peak memory, and the JSON file that says on what machine they were measured."""
 
+import contextlib
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Budget(NamedTuple):
     """How long to measure."""
 
     visits: int  # samples of each contestant
-    visit_seconds: float  # a visit repeats its function until about this long, and its sample is the median call
+    visit_seconds: float  # a visit repeats its function for so long, and its sample is the median call
     patience: float  # seconds after which a contestant gets no further visit; it has at least one sample
 
 
@@ -37,7 +37,6 @@ class Samples(NamedTuple):
 
     wall: list[float]
     cpu: list[float]
-    calls: int
     value: Any
 
 
@@ -52,17 +51,20 @@ def interleave(contestants: dict[str, Callable[[], Any]], budget: Budget, title:
         for name, function in contestants.items():
             if name not in samples:
                 value, wall, cpu = _call(function)
-                calls = min(MOST_CALLS, max(1, math.ceil(budget.visit_seconds / wall)))
-                used[name] += wall
                 slow = wall > budget.patience
-                samples[name] = Samples([wall] if slow else [], [cpu] if slow else [], 1 if slow else calls, value)
+                samples[name] = Samples([wall] if slow else [], [cpu] if slow else [], value)
+                used[name] += wall
             visited = samples[name]
             if visited.wall and used[name] > budget.patience:
                 continue
-            timed = [_call(function)[1:] for _ in range(visited.calls)]
-            visited.wall.append(statistics.median(wall for wall, _ in timed))
-            visited.cpu.append(statistics.median(cpu for _, cpu in timed))
-            used[name] += sum(wall for wall, _ in timed)
+            walls, cpus = [], []
+            while not walls or (sum(walls) < budget.visit_seconds and len(walls) < MOST_CALLS):
+                _, wall, cpu = _call(function)
+                walls.append(wall)
+                cpus.append(cpu)
+            visited.wall.append(statistics.median(walls))
+            visited.cpu.append(statistics.median(cpus))
+            used[name] += sum(walls)
     return samples
 
 
@@ -84,7 +86,9 @@ def summary(samples: list[float]) -> dict[str, Any]:
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
     """Ratio of the medians; low and high are the extremes of the ratios within one round."""
-    paired = [a / b for a, b in zip(slow, fast, strict=False)]  # an impatient contestant has the first rounds only
+    # The visits of an impatient contestant are compared with the others' further rounds as well.
+    rounds = range(max(len(slow), len(fast)))
+    paired = [slow[i % len(slow)] / fast[i % len(fast)] for i in rounds]
     return {"median": statistics.median(slow) / statistics.median(fast), "low": min(paired), "high": max(paired)}
 
 
@@ -102,6 +106,10 @@ def peak_resident() -> int:
 def machine() -> dict[str, Any]:
     """The machine in words: what changes a time, and nothing that names the host."""
     devices = jax.devices()
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -111,7 +119,7 @@ def machine() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions,
     }
 
 

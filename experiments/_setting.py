@@ -15,13 +15,14 @@ from theorykit.ntk import empirical
 
 @cache
 def encoder(name: str, width: int, features: int):
-    """`relu-2` is an MLP of depth 2, `relu-cnn-3` a CNN of depth 3 on 8 x 8 images; one object per setting.
+    """`relu-2` is an MLP of depth 2, `relu-cnn-3` a CNN of depth 3 on 8 x 8 images, `relu-flat-3` one without pooling.
 
-    One object, because compiled programs are kept per encoder: a second one would compile everything again.
+    One object per setting, because compiled programs are kept per encoder: a second one would compile everything again.
     """
     activation, *kind, depth = name.split("-")
-    if kind == ["cnn"]:
-        return encoders.CNN(width, features, (8, 8, 1), depth=int(depth), activation=activation)
+    if kind:
+        pooling = {"cnn": "average", "flat": "flatten"}[kind[0]]
+        return encoders.CNN(width, features, (8, 8, 1), depth=int(depth), activation=activation, pooling=pooling)
     return encoders.MLP(width, features, depth=int(depth), activation=activation)
 
 
@@ -57,7 +58,6 @@ DOT_LOSSES = {
 }
 
 LINEAR_DOT = partial(_shifted_linear, **_DOT)
-LINEAR_COSINE = partial(losses.linear, **_COSINE)  # of triplets
 
 
 @cache

@@ -3,14 +3,18 @@ r"""N2 and N4: which losses leave the kernel of a wide contrastive encoder where
     change(M, t) = ||K_t - K_0||_F / ||K_0||_F    after gradient descent to the time t = learning rate x steps
 
 N2 Under cosine losses the change at a fixed time falls at least as fast as M^{-1/2}, and saturates in t. Reason
-(derivation): |d cos / d a| <= 1/|a|, and the loss does not change under W -> cW, so the flow conserves ||W||_F.
-N4 The same fall is checked one by one for dot-product losses that are bounded below. That "a dot product makes the kernel
-move however wide the network" does not hold for them; it is listed as a finding.
+(derivation): |d cos / d a| <= 1/|a|, and the loss does not change under W -> cW, so the flow conserves ||W||_F. N4
+The same fall is checked one by one for dot-product losses that are bounded below. That "a dot product makes the
+kernel move however wide the network" does not hold for them; it is listed as a finding.
 
-Control: the linear dot-product loss, which is unbounded below. At a fixed finite time its change is of order 1/M too (its
-embeddings grow at a rate that does not depend on M; see `ntk_divergence`), so the fixed time shows nothing. It is measured
-after the number of steps at which its linearised descent f <- f - eta K_0 A f has grown to |f| = growth x sqrt(M), a time
-logarithmic in M; there the change does not fall with M, and the same check must refute.
+Control: the linear dot-product loss, which is unbounded below. At a fixed finite time its change is of order 1/M too
+(its embeddings grow at a rate that does not depend on M; see `ntk_divergence`), so the fixed time shows nothing. It
+is measured after the number of steps at which its linearised descent f <- f - eta K_0 A f has grown to |f| = growth x
+sqrt(M), a time logarithmic in M; there the change does not fall with M, and the same check must refute.
+
+Not claimed: saturation under the linear cosine loss. Its change still grew at t = 400, with exponents of t of
+0.35 [0.16, 0.54] (tanh) and 0.26 [0.15, 0.37] (ReLU) at width 512, and went on growing at a tenth of the learning rate;
+it is drawn beside the others.
 
 Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for constancy under cosine losses; derivation for the rest.
 """
@@ -46,7 +50,7 @@ class Config:
     steps: int = 200
     long_width: int = 512
     long_steps: tuple[int, ...] = (200, 400, 800)
-    growth: float = 0.5
+    growth: float = 0.2
     slope_margin: float = results.threshold(0.0, "the statement is one-sided: at least as fast as M^(-1/2)")
     blanket_margin: float = results.threshold(0.25, "half-way between no fall and the fall that N2 states")
     saturation_margin: float = results.threshold(
@@ -220,7 +224,7 @@ def _saturation(config, arrays, activation):
         return verify.rate(claim, config.long_steps, change, 0.0, margin=config.saturation_margin, side="at_most")
 
     found = []
-    for name in config.cosine:
+    for name in (name for name in config.cosine if name != "linear"):
         found += _pair(
             check,
             f"N2.saturation.{name}.{activation}",

@@ -2,20 +2,20 @@ r"""N5: the function-space gradient flow with the kernel at initialisation predi
 
     d f / dt = -K_0 grad_f L(f)        (nonlinear in f, both views, held-out points through K_0(x_test, X))
 
-is solved adaptively and compared with the embeddings f(t) of the network trained by gradient flow, on the training pairs
-and on held-out pairs:
+is solved adaptively and compared with the embeddings f(t) of the network trained by gradient flow, on the training
+pairs and on held-out pairs:
 
     gap(M) = ||f(t) - f_flow(t)||_F / ||f_flow(t)||_F
 
-falls at least as fast as M^{-1/2} while the kernel stays put (cosine InfoNCE). Descent with steps of length eta follows the
-network's flow with an error of order eta, which would hide the gap of wide networks; so f(t) is extrapolated from two
-descents, 2 f_{eta/2} - f_eta, with an error of order eta^2. What is left of it is measured as the floor: the same
-extrapolation of descent in function space at the fixed kernel, against the flow. The flow is singular where an embedding
-reaches 0 under cosine similarity; with z = 8 outputs none comes near it, and a solve that does not finish is reported as
-not-a-number.
+falls at least as fast as M^{-1/2} while the kernel stays put (cosine InfoNCE). Descent with steps of length eta
+follows the network's flow with an error of order eta, which would hide the gap of wide networks; so f(t) is
+extrapolated from two descents, 2 f_{eta/2} - f_eta, with an error of order eta^2. What is left of it is measured as
+the floor: the same extrapolation of descent in function space at the fixed kernel, against the flow. The flow is
+singular where an embedding reaches 0 under cosine similarity; with z = 8 outputs none comes near it, and a solve that
+does not finish is reported as not-a-number.
 
-Control: the linear dot-product loss at the time at which its linearised descent has grown to |f| = growth x sqrt(M), where
-the kernel has moved (N3): the gap does not fall with the width.
+Control: the linear dot-product loss at the time at which its linearised descent has grown to |f| = growth x sqrt(M),
+where the kernel has moved (N3): the gap does not fall with the width.
 
 Source: Jacot et al. 2018 (arXiv 1806.07572), Lee et al. 2019 (arXiv 1902.06720) for the linearisation; the flow of two
 views and its check: derivation.
@@ -50,7 +50,7 @@ class Config:
     features: int = 8
     learning_rate: float = 0.04
     times: tuple[float, ...] = (1.0, 3.0, 10.0)
-    growth: float = 0.5
+    growth: float = 0.2
     slope_margin: float = results.threshold(0.0, "the statement is one-sided: at least as fast as M^(-1/2)")
     floor_margin: float = results.threshold(0.0, "the floor lies below a quarter of the gap, for every run")
 
@@ -121,7 +121,7 @@ def _cell(config, activation, series, seed, width):
 
 
 def _train(encoder, loss, params, views, points, rate, steps):
-    """Embeddings of all points after the given numbers of updates, (times, points, z); not-a-number after a divergence."""
+    """Embeddings after the given numbers of updates, (times, points, z); not-a-number after a divergence."""
     run = training.train(
         training.objective(encoder.apply, loss),
         params,

@@ -2,9 +2,10 @@ r"""N1: at initialisation the empirical kernel approaches its infinite-width lim
 
     error(M) = ( E ||K_M - Theta x I_z||_F^2 )^{1/2} / ||Theta x I_z||_F
 
-K_M is the full kernel (n, n, z, z) of an encoder of width M, Theta the infinite-width kernel of the same architecture, and
-the mean is over initialisations. With two layers K_M is a mean of M independent terms with expectation Theta x I_z, so
-error(M)^2 is exactly proportional to 1/M, at every width; deeper networks and CNNs have corrections of order 1/M^2.
+K_M is the full kernel (n, n, z, z) of an encoder of width M, Theta the infinite-width kernel of the same
+architecture, and the mean is over initialisations. With two layers K_M is a mean of M independent terms with
+expectation Theta x I_z, so error(M)^2 is exactly proportional to 1/M, at every width; deeper networks and CNNs have
+corrections of order 1/M^2.
 
 Controls, each breaking one assumption of that mean:
 copied units   the M hidden units are copies of a fixed number of independent ones: the error stops falling;
@@ -49,7 +50,7 @@ def _widths(two_layer, deep, channels):
 
 PRESETS = {
     "smoke": Config(widths={"relu-2": (64, 256, 1024), "tanh-2": (64, 256, 1024)}),
-    "quick": Config(widths=_widths((64, 256, 1024, 4096), (128, 512, 1024), (16, 64, 256)), seeds=40),
+    "quick": Config(widths=_widths((64, 256, 1024, 4096), (128, 512, 1024), (16, 48, 144)), seeds=40),
     "full": Config(
         widths=_widths(
             tuple(2**k for k in range(6, 17)), tuple(2**k for k in range(6, 13)), tuple(2**k for k in range(4, 11))

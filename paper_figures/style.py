@@ -80,6 +80,12 @@ def series(index: int) -> dict[str, object]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def shade(index: int, count: int) -> tuple[float, ...]:
+    """Colour of number `index` of `count` ordered series, such as widths: from light and green to dark and violet."""
+    # The light end of viridis is too pale on white.
+    return mpl.colormaps["viridis"](0.8 * (1 - index / max(count - 1, 1)))
+
+
 def control(index: int = 0) -> dict[str, object]:
     """Look of the control series of this number: grey, dotted, with markers of its own."""
     return {"color": CONTROL, "marker": CONTROL_MARKERS[index % len(CONTROL_MARKERS)], "linestyle": ":"}
@@ -105,6 +111,8 @@ def band(ax: Axes, x: Sequence[float], samples: np.ndarray, **options) -> None:
     x, samples = np.asarray(x, float), np.asarray(samples, float)
     logarithmic = ax.get_yscale() == "log"
     drawable = np.all(np.isfinite(samples) & ((samples > 0) | (not logarithmic)), axis=0)
+    if not drawable.any():  # its verdict, which is then inconclusive, is what shows it
+        return
     x, samples = x[drawable], samples[:, drawable]
     values = np.log(samples) if logarithmic else samples
     mean, low, high = verify.interval(values, LEVEL)
@@ -176,8 +184,9 @@ def verdict_marks(
     for row, (v, look) in enumerate(zip(verdicts, styles, strict=True)):
         ax.plot([v.low, v.high], [row, row], color=look["color"], linewidth=1.6, marker="", solid_capstyle="butt")
         ax.plot([v.measured], [row], color=look["color"], marker=look["marker"], markersize=4.5, linestyle="")
-        if not v.as_expected:
-            ax.plot([v.measured], [row], marker="o", markersize=10, mfc="none", mec="#CC0000", mew=1.2, linestyle="")
+        if not v.as_expected:  # data that are not finite have no measured value: an empty ring on the prediction
+            at = v.measured if np.isfinite(v.measured) else v.predicted
+            ax.plot([at], [row], marker="o", markersize=10, mfc="none", mec="#CC0000", mew=1.2, linestyle="")
     left, right = ax.get_xlim()
     low = left if side == "at_most" else first.predicted - first.margin
     high = right if side == "at_least" else first.predicted + first.margin
@@ -205,6 +214,12 @@ def note(ax: Axes, x: float, y: float, text: str, *, color: str = CONTROL, above
     ax.annotate(
         text, (x, y), offset, textcoords="offset points", ha="right", va=place, color=color, fontsize=FONT_SIZE - 1
     )
+
+
+def corner(ax: Axes, text: str, *, top: bool = True) -> None:
+    """Write what the grey series are into a corner on the right, above or below all series."""
+    y, place = (0.99, "top") if top else (0.02, "bottom")
+    ax.text(0.99, y, text, transform=ax.transAxes, ha="right", va=place, color=CONTROL, fontsize=FONT_SIZE - 1)
 
 
 def caption(fig: Figure, text: str) -> None:

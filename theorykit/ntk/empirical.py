@@ -12,7 +12,7 @@ into `memory` bytes. Row blocks are processed once; column blocks are recomputed
 kernel only the upper half is computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -73,8 +73,8 @@ def empirical_ntk(
     Raises
     ------
     ValueError
-        Points of different shapes, empty or non-finite input, an unknown method, an output that is not (n, z), a mesh
-        with more than one axis.
+        Points of different shapes, empty or non-finite input, running statistics among the parameters, an unknown
+        method, an output that is not (n, z), a mesh with more than one axis.
     TypeError
         Parameters that are not floating-point arrays, an output that is not one such array, an apply that cannot be
         hashed.
@@ -359,6 +359,8 @@ def check_points(apply, params, x1, x2=None) -> jax.ShapeDtypeStruct:
         raise TypeError(
             "params must be a non-empty pytree of floating-point arrays: drop counters and other statistics."
         )
+    if isinstance(params, Mapping) and "batch_stats" in params:
+        raise ValueError("params holds batch_stats, which are no parameters: let apply close over them.")
     if x1.ndim == 0 or x2.ndim == 0 or x1.shape[1:] != x2.shape[1:] or not x1.size or not x2.size:
         raise ValueError(
             f"x1 has shape {x1.shape} and x2 {x2.shape}: pass at least one point, along the leading axis, and points "

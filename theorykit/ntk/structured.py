@@ -144,8 +144,9 @@ def _run(apply, params, point, on_call):
     """Run apply on one point; on_call(ordinal, module, input, proceed) -> output stands in for every layer of `_layer`.
 
     jit is switched off while tracing: a jitted `apply` would otherwise be traced in its own scope or come out of jax's
-    cache without calling the layers at all. The caller's own jit compiles the result as a whole. Layers in the scope of
-    another transformation (remat, vmap, grad, cond) run as they are: what enters them cannot be carried out of it.
+    cache without calling the layers at all. The caller's own jit compiles the result as a whole. (Scans are unrolled by
+    that: long ones are better served by the Jacobian.) Layers in the scope of another transformation (remat, vmap,
+    grad, cond) run as they are: what enters them cannot be carried out of it.
     """
     ordinal = itertools.count()
     outside = get_opaque_trace_state()
