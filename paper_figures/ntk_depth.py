@@ -49,8 +49,8 @@ def draw(result):
         {config.learning_rate:g}) on cosine InfoNCE. a: means over {config.seeds} seeds with 95% bands; the points are
         named beside b. Dashed: the slowest predicted fall, through the first point; measurements should not rise above
         it. The smallest embedding norm seen was {smallest:.2g}. Controls, grey: the same architectures with a learning
-        rate of {config.rate_per_unit:g} per unit of the width, {config.rate_per_channel:g} per channel. b: fitted exponents with 99.9% intervals; the strip is what counts as
-        agreement, at most −1/2.""",
+        rate of {config.rate_per_unit:g} per unit of the width, {config.rate_per_channel:g} per channel. b: fitted
+        exponents with 99.9% intervals; the strip is what counts as agreement, at most −1/2.""",
     )
     return fig
 

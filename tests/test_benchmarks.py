@@ -154,6 +154,7 @@ def test_the_kernel_benchmark_writes_what_it_measured(monkeypatch, tmp_path):
         assert (
             found["difference"] <= contestants.TOLERANCE and found["compiled_bytes"] > 0 and found["block"] == case["n"]
         )
+    assert case["times_faster"].keys() == case["times_less_cpu"].keys() == {"nt jacobian", "nt products"}
     assert case["best_neural_tangents"] in case["times_faster"]
     assert content["scaling"]["all"].keys() >= {"exponent", "low", "high", "widths"}
     large = content["large"]

@@ -424,7 +424,7 @@ ROWS = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
 def mnist(tmp_path):
     (tmp_path / "mnist").mkdir()
     for split, images in (("train", IMAGES), ("t10k", IMAGES[::-1])):
-        (tmp_path / "mnist" / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (tmp_path / "mnist" / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images), mtime=0))
         (tmp_path / "mnist" / f"{split}-labels-idx1-ubyte").write_bytes(idx(LABELS))
     return tmp_path
 
@@ -574,7 +574,7 @@ REPAIR, ANEW = "remove or repair", "as an array of numbers"
     (IDX3, struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3), "so it is truncated", COPY),
     (IDX3, b"\0\0\x08\x64" + 100 * b"\0\0\0\1" + b"\0", "expected a shape that NumPy can hold", COPY),
     (IDX3, struct.pack(">HBB3I", 0, 8, 3, 0, *[2**32 - 1] * 2), "expected a shape that NumPy can hold", COPY),
-    (IDX3, gzip.compress(idx(IMAGES))[:-9], "expected a whole gzip file, found a damaged one", COPY),
+    (IDX3, gzip.compress(idx(IMAGES), mtime=0)[:-9], "expected a whole gzip file, found a damaged one", COPY),
     (IDX3, idx(np.float32([[1, 2], [np.nan, 0]]), 0x0D), "1 non-finite values, the first at index (1, 0)", REPAIR),
     (IDX3, idx(IMAGES[:0]), "uint8 of shape (0, 4, 4)", ROW),
     (IDX1, idx(LABELS[:2]), "expected 3 labels, found 2 labels for 3 examples in", SPLIT),
@@ -618,7 +618,7 @@ def test_a_wrong_file_is_an_error_that_names_file_expectation_and_remedy(mnist, 
 
 
 @pytest.mark.parametrize(("name", "whole"), [
-    ("file-idx", idx(IMAGES)), ("file-idx", gzip.compress(idx(IMAGES))), ("set.npy", npy(IMAGES)),
+    ("file-idx", idx(IMAGES)), ("file-idx", gzip.compress(idx(IMAGES), mtime=0)), ("set.npy", npy(IMAGES)),
     ("set.npz", npz(x=IMAGES, y=LABELS)),
 ])  # fmt: skip
 def test_no_truncation_and_no_change_of_a_byte_ends_in_another_error(tmp_path, name, whole):

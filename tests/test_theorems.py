@@ -35,8 +35,10 @@ def test_every_control_is_checked_like_its_claim(name, store):
     for control in verdicts.values():
         if control.control_of is not None:
             claim = verdicts[control.control_of]
-            same = [(v.kind, v.predicted, v.margin, v.details.get("side"), v.details.get("law")) for v in (claim, control)]
-            assert same[0] == same[1], control.claim
+            left, right = (
+                (v.kind, v.predicted, v.margin, v.details.get("side"), v.details.get("law")) for v in (claim, control)
+            )
+            assert left == right, control.claim
 
 
 @pytest.mark.parametrize("name", ORDER)
