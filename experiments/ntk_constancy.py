@@ -43,7 +43,7 @@ class Config:
     cosine: tuple[str, ...] = COSINE
     dot: tuple[str, ...] = DOT
     widths: tuple[int, ...] = (256, 1024, 4096)
-    seeds: int = 12
+    seeds: int = 10
     pairs: int = 16
     features: int = 4
     learning_rate: float = 0.5

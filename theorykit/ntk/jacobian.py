@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+# Up to this many outputs the kernel of a block with itself is computed as its upper half.
+_SYMMETRIC_OUTPUTS = 8
+
 
 def groups(leaves, params) -> list[tuple[int, ...]]:
     """Split leaves (positions in jax.tree.leaves) into groups no larger than the largest leaf: a few passes for all."""
@@ -61,8 +64,16 @@ def _intermediates(jaxpr) -> int:
 
 
 def contract(left, right):
-    """(z, n1, m), (z, n2, m) -> (z, n1, z, n2) as one matrix product."""
+    """(z, n1, m), (z, n2, m) -> (z, n1, z, n2) as one matrix product; of an array with itself, outputs o <= p only.
+
+    The symmetric form needs (z + 1) / (2 z) of the products. It is left out for many outputs, whose z^2 / 2 small
+    products take longer to compile (2.3 s for z = 32, 0.3 s for z = 8) than they save.
+    """
     (z, n1, m), n2 = left.shape, right.shape[1]
+    if right is left and z <= _SYMMETRIC_OUTPUTS:
+        upper = {(o, p): jnp.matmul(left[o], left[p].T, precision="highest") for o in range(z) for p in range(o, z)}
+        full = [[upper[o, p] if o <= p else upper[p, o].T for p in range(z)] for o in range(z)]
+        return jnp.stack([jnp.stack(row, axis=1) for row in full])
     product = jnp.matmul(left.reshape(z * n1, m), right.reshape(z * n2, m).T, precision="highest")
     return product.reshape(z, n1, z, n2)
 

@@ -303,7 +303,9 @@ def _product(left, right):
         return jacobian.contract(left.signals, right.signals)
     if left.inputs.shape[1] == 1:
         inputs = jnp.matmul(left.inputs[:, 0], right.inputs[:, 0].T, precision="highest")
-        return jacobian.contract(left.signals[:, :, 0], right.signals[:, :, 0]) * inputs[None, :, None, :]
+        signals = left.signals[:, :, 0]
+        others = signals if right.signals is left.signals else right.signals[:, :, 0]
+        return jacobian.contract(signals, others) * inputs[None, :, None, :]
     inputs = jnp.einsum("iaf,jbf->iajb", left.inputs, right.inputs, precision="highest")
     signals = jnp.einsum("oiau,pjbu->oiapjb", left.signals, right.signals, precision="highest")
     return jnp.einsum("iajb,oiapjb->oipj", inputs, signals, precision="highest")
