@@ -35,7 +35,7 @@ class Config:
 
     architectures: tuple[str, ...] = ("tanh-3", "relu-3", "relu-4", "relu-5", "tanh-flat-3")
     widths: tuple[int, ...] = (128, 512, 1024)
-    channels: tuple[int, ...] = (8, 20, 48)
+    channels: tuple[int, ...] = (8, 18, 40)
     seeds: int = 12
     pairs: int = 8
     features: int = 4
