@@ -35,8 +35,8 @@ class Config:
 
     architectures: tuple[str, ...] = ("tanh-3", "relu-3", "relu-4", "relu-5", "tanh-flat-3")
     widths: tuple[int, ...] = (128, 512, 1024)
-    channels: tuple[int, ...] = (8, 18, 40)
-    seeds: int = 12
+    channels: tuple[int, ...] = (8, 20, 48)
+    seeds: int = 16
     pairs: int = 8
     features: int = 4
     learning_rate: float = 0.5
@@ -47,7 +47,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(architectures=("tanh-3",)),
+    "smoke": Config(architectures=("tanh-3",), seeds=12),
     "quick": Config(),
     "full": Config(widths=(128, 256, 512, 1024, 2048, 4096), channels=(32, 64, 128, 256, 512), seeds=16, steps=200),
 }
