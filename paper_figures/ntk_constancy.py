@@ -47,8 +47,8 @@ def draw(result):
         the linear dot-product loss at the time at which descent at the initial kernel has grown to a root mean square
         $|f|={config.growth:g}\\,\\sqrt{{M}}$. c: width {config.long_width:,}; the change should be constant over the
         shaded times, in which it is fitted (not claimed for the linear loss, which still moves); grey: the control,
-        InfoNCE of dot products, moves on. d: exponents of a and b with 99.9% intervals; the strip is what counts as agreement, at most −1/2. Under cosine losses the
-        smallest embedding norm seen was {smallest:.2g}.""",
+        InfoNCE of dot products, moves on. d: exponents of a and b with 99.9% intervals; the strip is what counts as
+        agreement, at most −1/2. Under cosine losses the smallest embedding norm seen was {smallest:.2g}.""",
     )
     return fig
 
