@@ -1,6 +1,7 @@
 """Shared fixtures: shapes checked at run time, strict promotion, float64 on request."""
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,3 +23,11 @@ def x64():
     """Run the test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_users_run():
+    """Switch off the shape checks of the tests, so that the library's own checks answer."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

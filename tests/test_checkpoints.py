@@ -85,7 +85,7 @@ def test_float64_survives_a_checkpoint(x64, tmp_path):
 
 
 def test_a_killed_process_leaves_a_folder_to_resume_from(tmp_path):
-    code = "import sys, test_training; test_training.train_until_killed(sys.argv[1])"
+    code = "import sys, test_checkpoints; test_checkpoints.train_until_killed(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, env=same_path(), stderr=subprocess.PIPE) as child:
         limit = time.monotonic() + 60  # far more than the two seconds that imports and compilation take

@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -138,14 +137,6 @@ def views(seed=0, n=N, z=Z, dtype=None):
 
 def third(*shape):
     return jnp.asarray(rows(7, *(shape or (N, Z))))
-
-
-@pytest.fixture
-def as_users_run():
-    """Switch off the shape checks of the tests, so that the library's own checks answer."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---------------------------------------------------------------- definitions

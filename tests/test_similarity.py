@@ -2,21 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 from theorykit.similarity import check_views, cosine, dot, normalise, pairwise
 
 EPS32 = float(np.finfo(np.float32).eps)
-
-
-@pytest.fixture
-def as_users_run():
-    """Switch off the shape checks of the tests, so that the library's own checks answer."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def rows(seed, *shape):

@@ -9,13 +9,16 @@ from experiments import ORDER
 from theorykit import results
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
 @pytest.fixture(autouse=True)
-def as_users_run():
+def ordinary_promotion():
     """Experiments run under JAX's ordinary promotion rules, as `make figures` runs them."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
