@@ -8,7 +8,6 @@ import pytest
 from experiments import ORDER
 from theorykit import results
 
-
 pytestmark = pytest.mark.slow
 
 
