@@ -95,11 +95,11 @@ def _cell(config, activation, series, seed, width):
     views = (a[:n], b[:n])
     points = jnp.concatenate([*views, a[n:], b[n:]])
     params = _setting.initial(encoder, _setting.cell_key(seed, width), a)
-    loss, times = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times)
+    loss, times, longest = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times), config.learning_rate
     if series == "linear dot":
-        loss = _setting.LINEAR_DOT
-        steps = _setting.steps_of_growth(encoder, params, views, config.learning_rate, config.growth)
-        times = np.array([steps * config.learning_rate])
+        # Its gap is of order one, so longer steps do, and its time is several times longer.
+        loss, longest = _setting.LINEAR_DOT, 4 * config.learning_rate
+        times = np.array([longest * _setting.steps_of_growth(encoder, params, views, longest, config.growth)])
     embeddings, kernel = _at_start(encoder.apply, params, points)
     predicted = gradient_flow.flow(
         (kernel[:n, :n], kernel[:n, n : 2 * n], kernel[n : 2 * n, n : 2 * n]),
@@ -111,7 +111,7 @@ def _cell(config, activation, series, seed, width):
     )
     flow = jnp.concatenate([predicted.fa, predicted.fb, predicted.heldout], axis=1)
     network, descent = [], []
-    for rate in (config.learning_rate, config.learning_rate / 2):
+    for rate in (longest, longest / 2):
         steps = np.rint(times / rate).astype(int)
         network.append(_train(encoder, loss, params, views, points, rate, steps))
         descent.append(_descent(loss, kernel, embeddings, rate, steps, n))
