@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -16,6 +15,7 @@ from experiments.__main__ import main as experiments_main
 from paper_figures.__main__ import main as figures_main
 from paper_figures.report import experiments_of
 from theorykit import results, verify
+from theorykit._command_line import Names, Preset, chosen
 
 
 def main(
@@ -38,18 +38,14 @@ def main(
     """
     known: tuple[str, ...] = importlib.import_module(figures).FIGURES
 
-    def regenerate(
-        preset: Annotated[str, tyro.conf.arg(help="size of the computation: smoke, quick or full")] = "quick",
-        names: Annotated[tuple[str, ...], tyro.conf.arg(help="figures to make; all of them when absent")] = (),
-    ) -> int:
+    def regenerate(preset: Preset = "quick", names: Names = ()) -> int:
         """Compute what the store lacks, draw each figure once its results are there, print the verdicts."""
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            print(f"no figure {', '.join(unknown)}: choose from {', '.join(known)}", file=sys.stderr)
+        taken = chosen("figure", names, known)
+        if taken is None:
             return 2
         words = ("--preset", preset, "--names")
         failed, used = False, {}
-        for name in [name for name in known if not names or name in names]:
+        for name in taken:
             try:
                 needed = experiments_of(importlib.import_module(f"{figures}.{name}"))
             except Exception:  # whatever it is, the other figures are still made

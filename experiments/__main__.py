@@ -5,14 +5,11 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
 
 import tyro
 
 from theorykit import results, verify
-
-Preset = Annotated[str, tyro.conf.arg(help="size of the computation: smoke, quick, full or paper")]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(help="experiments to take; all of them when absent")]
+from theorykit._command_line import Names, Preset, chosen
 
 
 def main(arguments: Sequence[str] | None = None, *, package: str = "experiments") -> int:
@@ -29,11 +26,10 @@ def main(arguments: Sequence[str] | None = None, *, package: str = "experiments"
 
     def run(preset: Preset = "quick", names: Names = ()) -> int:
         """Compute what the store lacks, cheapest first; a failure does not stop the others."""
-        unknown = [name for name in names if name not in order]
-        if unknown:
-            print(f"no experiment {', '.join(unknown)}: choose from {', '.join(order)}", file=sys.stderr)
+        taken = chosen("experiment", names, order)
+        if taken is None:
             return 2
-        _, failed = _results([name for name in order if not names or name in names], preset, package)
+        _, failed = _results(taken, preset, package)
         return 1 if failed else 0
 
     def verify_all(preset: Preset = "quick") -> int:

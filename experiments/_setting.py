@@ -104,11 +104,16 @@ def steps_of_growth(encoder, params, two_views, rate: float, growth: float) -> i
     Descent at a fixed kernel, f <- f - rate K_0 A f. By then the parameters of a network of any width have moved by a
     fixed fraction, at a time that grows as the logarithm of the width.
     """
-    f, kernel = (np.asarray(a, np.float64) for a in _function_space(encoder.apply, params, jnp.concatenate(two_views)))
+    f, kernel = _function_space(encoder.apply, params, jnp.concatenate(two_views))
+    return steps_until(growth * np.sqrt(width_of(encoder)), f, kernel, rate)
+
+
+def steps_until(size: float, f, kernel, rate: float) -> int:
+    """Steps of f <- f - rate K A f from embeddings (n, z), kernel (n, n, z, z), until root mean square |f| = size."""
     n, z = f.shape
-    step = np.eye(n * z) - rate * kernel.reshape(n * z, n * z) @ _quadratic(n, z)
-    target, flat, taken = growth * np.sqrt(width_of(encoder) * n), f.ravel(), 0
-    while np.linalg.norm(flat) < target:
+    kernel = np.asarray(kernel, np.float64).transpose(0, 2, 1, 3).reshape(n * z, n * z)
+    step, flat, taken = np.eye(n * z) - rate * kernel @ _quadratic(n, z), np.asarray(f, np.float64).ravel(), 0
+    while np.linalg.norm(flat) < size * np.sqrt(n):
         flat, taken = step @ flat, taken + 1
     return taken
 
@@ -120,8 +125,7 @@ def width_of(encoder) -> int:
 
 @partial(jax.jit, static_argnums=0)
 def _function_space(apply, params, points):
-    """Embeddings (n, z) and kernel with its axes in the order (n, z, n, z)."""
-    return apply(params, points), empirical.empirical_ntk(apply, params, points).transpose(0, 2, 1, 3)
+    return apply(params, points), empirical.empirical_ntk(apply, params, points)
 
 
 @cache

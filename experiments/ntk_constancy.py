@@ -64,7 +64,7 @@ PRESETS = {
         activations=("tanh",),
         cosine=("InfoNCE",),
         dot=("InfoNCE", "Barlow Twins"),
-        seeds=10,
+        seeds=8,
         long_width=128,
     ),
     "quick": Config(),

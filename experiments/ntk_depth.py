@@ -40,7 +40,7 @@ class Config:
     pairs: int = 8
     features: int = 4
     learning_rate: float = 0.5
-    steps: int = 50
+    steps: int = 30
     rate_per_unit: float = 0.05  # of the control, for MLPs: 13 times the fixed rate at width 128
     rate_per_channel: float = 0.25  # of the control, for CNNs: 4 times the fixed rate at 8 channels
     margin: float = results.threshold(0.0, "the statement is one-sided: at least as fast as M^(-1/2)")

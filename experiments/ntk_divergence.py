@@ -23,7 +23,7 @@ Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for the failure under dot 
 """
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(activations=("tanh",), widths=(1024, 3072, 8192), stride=4),
+    "smoke": Config(activations=("tanh",), widths=(1024, 3072, 8192), triplets=8, stride=4),
     "quick": Config(),
     "full": Config(widths=tuple(2**k for k in range(10, 17)), seeds=16, steps=160),
 }
@@ -86,8 +86,7 @@ def _series(config, activation, series):
         for column, width in enumerate(config.widths):
             encoder = _setting.encoder(f"{activation}-2", width, 1)
             params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
-            start = encoder.apply(params, points)
-            kernel = empirical.empirical_ntk(encoder.apply, params, points)
+            start, kernel = _at_start(encoder.apply, params, points)
             growth = growth_rate.growth(kernel, _stacked_linear, start)
             rate[seed, column] = growth.discrete_rate(config.learning_rate)
             projection[seed, column] = growth.projection
@@ -113,6 +112,11 @@ def _series(config, activation, series):
     return times | {f"{series}/{name}/{activation}": values for name, values in measured.items()}
 
 
+@partial(jax.jit, static_argnums=0)
+def _at_start(apply, params, points):
+    return apply(params, points), empirical.empirical_ntk(apply, params, points)
+
+
 def _linearised(config, kernel, start, at):
     """Norm of the linearised descent f <- f - eta K_0 A f over all points, in float64, after the given steps."""
     step = np.eye(len(start)) - config.learning_rate * np.asarray(kernel, np.float64)[..., 0, 0] @ _quadratic(
@@ -128,7 +132,8 @@ def _linearised(config, kernel, start, at):
 @cache
 def _quadratic(n):
     """A of the linear dot loss L = f^T A f / 2 over the n stacked points, (n, n)."""
-    return np.asarray(jax.hessian(lambda f: _stacked_linear(f[:, None]))(jnp.zeros(n)), np.float64)
+    hessian = jax.jit(jax.hessian(lambda f: _stacked_linear(f[:, None])))
+    return np.asarray(hessian(jnp.zeros(n)), np.float64)
 
 
 def _stacked_linear(f):

@@ -22,7 +22,7 @@ views and its check: derivation.
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(activations=("tanh",), widths=(128, 512, 2048), pairs=8, heldout=4, times=(10.0,)),
+    "smoke": Config(activations=("tanh",), widths=(128, 512, 2048), seeds=10, pairs=8, heldout=4, times=(10.0,)),
     "quick": Config(),
     "full": Config(widths=(256, 1024, 4096, 16384), seeds=16, learning_rate=0.02),
 }
@@ -95,12 +95,13 @@ def _cell(config, activation, series, seed, width):
     views = (a[:n], b[:n])
     points = jnp.concatenate([*views, a[n:], b[n:]])
     params = _setting.initial(encoder, _setting.cell_key(seed, width), a)
+    embeddings, kernel = _at_start(encoder.apply, params, points)
     loss, times, longest = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times), config.learning_rate
     if series == "linear dot":
         # Its gap is of order one, so longer steps do, and its time is several times longer.
         loss, longest = _setting.LINEAR_DOT, 4 * config.learning_rate
-        times = np.array([longest * _setting.steps_of_growth(encoder, params, views, longest, config.growth)])
-    embeddings, kernel = _at_start(encoder.apply, params, points)
+        start = embeddings[: 2 * n], kernel[: 2 * n, : 2 * n]
+        times = np.array([longest * _setting.steps_until(config.growth * np.sqrt(width), *start, longest)])
     predicted = gradient_flow.flow(
         (kernel[:n, :n], kernel[:n, n : 2 * n], kernel[n : 2 * n, n : 2 * n]),
         loss,
@@ -123,10 +124,10 @@ def _cell(config, activation, series, seed, width):
 def _train(encoder, loss, params, views, points, rate, steps):
     """Embeddings after the given numbers of updates, (times, points, z); not-a-number after a divergence."""
     run = training.train(
-        training.objective(encoder.apply, loss),
+        _scaled_objective(encoder.apply, loss),
         params,
-        views,
-        optimizer=_setting.descent(rate),
+        (*views, jnp.full(len(views[0]), rate)),
+        optimizer=_setting.descent(1.0),
         steps=int(steps[-1]),
         metrics=_parameters,
         metric_steps=steps.tolist(),
@@ -136,6 +137,13 @@ def _train(encoder, loss, params, views, points, rate, steps):
     for m in range(len(run.metric_steps)):
         found[m] = _embed(encoder.apply, run.metrics, points, m)
     return found
+
+
+@cache
+def _scaled_objective(apply, loss):
+    """The loss times the learning rate, which comes with the data: one compiled program serves both rates."""
+    objective = training.objective(apply, loss)
+    return lambda params, batch: batch[2][0] * objective(params, batch[:2])
 
 
 def _parameters(params):

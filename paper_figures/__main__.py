@@ -8,13 +8,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import matplotlib
 import matplotlib.pyplot as plt
 import tyro
 
 from theorykit import results
+from theorykit._command_line import Names, Preset, chosen
 
 # Neither the date nor the version of Matplotlib goes into a file, so that the same results give the same bytes.
 METADATA = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
@@ -44,21 +44,17 @@ def main(
     figures: tuple[str, ...] = home.FIGURES
     folder = output or Path(home.__file__).parent / "output"
 
-    def draw_all(
-        preset: Annotated[str, tyro.conf.arg(help="preset of the results to draw")] = "quick",
-        names: Annotated[tuple[str, ...], tyro.conf.arg(help="figures to draw; all of them when absent")] = (),
-    ) -> int:
+    def draw_all(preset: Preset = "quick", names: Names = ()) -> int:
         """Draw figures from stored results."""
-        unknown = [name for name in names if name not in figures]
-        if unknown:
-            print(f"no figure {', '.join(unknown)}: choose from {', '.join(figures)}", file=sys.stderr)
+        taken = chosen("figure", names, figures)
+        if taken is None:
             return 2
         matplotlib.use("Agg")
         if importlib.util.find_spec(f"{package}.style"):
             importlib.import_module(f"{package}.style").use()
         folder.mkdir(parents=True, exist_ok=True)
         failures = {}
-        for name in [name for name in figures if not names or name in names]:
+        for name in taken:
             start = time.perf_counter()
             try:
                 _draw(f"{package}.{name}", preset, experiments, folder / name)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -20,6 +19,7 @@ import tyro
 
 from paper_figures import style
 from theorykit import results, verify
+from theorykit._command_line import Preset
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -81,9 +81,7 @@ def main(
     home, order = importlib.import_module(package), importlib.import_module(experiments).ORDER
     folder = output or Path(home.__file__).parent / "output"
 
-    def write(
-        preset: Annotated[str, tyro.conf.arg(help="preset of the results to report")] = "quick",
-    ) -> int:
+    def write(preset: Preset = "quick") -> int:
         """Write every verdict and every figure of a preset to one page."""
         matplotlib.use("Agg")
         style.use()

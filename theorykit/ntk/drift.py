@@ -137,22 +137,36 @@ def kernel_drift(
         metric_steps=at,
         progress=False,
     )
-    start, rows = empirical_ntk(apply, params, points, memory=memory), []
-    for m in range(len(run.metric_steps)):
-        now = jax.tree.map(lambda leaf, m=m: jnp.asarray(leaf[m]), run.metrics)
-        kernel = empirical_ntk(apply, now, points, memory=memory)
-        rows.append(_measure(apply, params, now, kernel, start, points))
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T
-    return Drift(np.asarray(run.metric_steps), *columns, np.asarray(run.losses), run.status)
+    reached, snapshots = len(run.metric_steps), run.metrics
+    if reached < len(at):  # filled up after a divergence, so that one compiled program measures all runs
+        fill = lambda leaf: np.pad(leaf, [(0, len(at) - reached)] + [(0, 0)] * (leaf.ndim - 1))  # noqa: E731
+        snapshots = jax.tree.map(fill, jax.device_get(snapshots))
+    columns = _measure(apply, memory, params, snapshots, points)
+    return Drift(
+        np.asarray(run.metric_steps),
+        *np.asarray(columns, np.float64)[:, :reached],
+        np.asarray(run.losses),
+        run.status,
+    )
 
 
-@partial(jax.jit, static_argnames="apply")
-def _measure(apply, initial, now, kernel, start, points):
-    """Change of the kernel, smallest and largest embedding norm, distance travelled."""
-    change = relative_change(kernel, start)
-    norms = jnp.linalg.norm(apply(now, points), axis=-1)
-    squares = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), now, initial)
-    return jnp.stack([change, norms.min(), norms.max(), jnp.sqrt(sum(jax.tree.leaves(squares)))])
+@partial(jax.jit, static_argnums=(0, 1))
+def _measure(apply, memory, initial, snapshots, points):
+    """Change of the kernel, smallest and largest embedding norm, distance travelled, at every snapshot."""
+
+    def measure(row):
+        # Row 0 is the start: its kernel comes from the same code as the others, so that no change reads as exactly 0.
+        at_row = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.maximum(row - 1, 0), keepdims=False)  # noqa: E731
+        now = jax.tree.map(lambda leaf, first: jnp.where(row == 0, first, at_row(leaf)), snapshots, initial)
+        norms = jnp.linalg.norm(apply(now, points), axis=-1)
+        squares = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), now, initial)
+        travelled = jnp.sqrt(sum(jax.tree.leaves(squares)))
+        return empirical_ntk(apply, now, points, memory=memory), norms.min(), norms.max(), travelled
+
+    count = jax.tree.leaves(snapshots)[0].shape[0]
+    kernels, *rest = jax.lax.map(measure, jnp.arange(count + 1))
+    change = jax.lax.map(lambda kernel: relative_change(kernel, kernels[0]), kernels[1:])
+    return jnp.stack([change, *(column[1:] for column in rest)])
 
 
 def _snapshot(params):

@@ -6,6 +6,7 @@ makes the time at which the kernel starts to move logarithmic in the width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -70,16 +71,14 @@ def growth(kernel: Values, loss: Callable, f0: Values, *, rtol: float | None = N
     kernel, f0 = jnp.asarray(kernel), jnp.asarray(f0)
     check_problem((kernel,), loss, (f0,), jnp.zeros(1), None, None, 1)
     size, rounding = f0.size, relative_rounding(f0.dtype)
-    form = jax.hessian(loss)(f0).reshape(size, size)
-    # Any fixed point off the ray through f0 will do: only a quadratic form has this gradient at a generic point.
-    generic = jax.random.normal(jax.random.key(0), f0.shape, f0.dtype)
-    for point in (f0, generic):
-        residual = jax.grad(loss)(point).reshape(-1) - jnp.matmul(form, point.reshape(-1), precision="highest")
-        if not jnp.linalg.norm(residual) <= rounding * jnp.linalg.norm(form) * jnp.linalg.norm(point):
+    form, *residuals = _quadratic_form(loss, f0)
+    for residual, scale in residuals:
+        if not residual <= rounding * scale:
             raise ValueError(
                 "the loss is not a quadratic form f^T A f / 2 (its gradient is not A f), so no rate is defined: use a "
                 "linear dot-product loss, or measure the growth along flow_stacked"
             )
+    form = np.asarray(form, np.float64).reshape(size, size)
     matrix = np.asarray(kernel_matrix(kernel), np.float64)
     if kernel.ndim == 2:
         matrix = np.kron(matrix, np.eye(f0.shape[1]))
@@ -90,7 +89,6 @@ def growth(kernel: Values, loss: Callable, f0: Values, *, rtol: float | None = N
             "the kernel J J^T of one network on one set of points"
         )
     factor = vectors * np.sqrt(np.maximum(squares, 0))
-    form = np.asarray(form, np.float64)
     spectrum, modes = scipy.linalg.eigh(-factor.T @ form @ factor)
     rate, tolerance = float(spectrum[-1]), (rounding if rtol is None else rtol) * np.abs(spectrum).max()
     leading = spectrum >= rate - tolerance
@@ -102,3 +100,17 @@ def growth(kernel: Values, loss: Callable, f0: Values, *, rtol: float | None = N
         projection = float(np.linalg.norm(right @ (left.T @ np.asarray(f0, np.float64).reshape(-1))))
     gap = float(rate - rest[-1]) if rest.size else float("inf")
     return Growth(rate, projection, gap, int(leading.sum()), spectrum)
+
+
+@partial(jax.jit, static_argnums=0)
+def _quadratic_form(loss, f0):
+    """The Hessian A at f0; and |grad L(f) - A f| beside |A| |f|, its scale, at f0 and at a generic point."""
+    form = jax.hessian(loss)(f0)
+    # Any fixed point off the ray through f0 will do: only a quadratic form has this gradient at a generic point.
+    generic = jax.random.normal(jax.random.key(0), f0.shape, f0.dtype)
+    residuals = []
+    for point in (f0, generic):
+        residual = jax.grad(loss)(point) - jnp.tensordot(form, point, 2, precision="highest")
+        scale = jnp.linalg.norm(form.reshape(-1)) * jnp.linalg.norm(point)
+        residuals.append((jnp.linalg.norm(residual), scale))
+    return form, *residuals
