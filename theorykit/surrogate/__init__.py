@@ -11,7 +11,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["bounds", "information_loss", "joint", "risk"],
+    submodules=["bounds", "denoisers", "downstream", "information_loss", "joint", "risk"],
     submod_attrs={
         "risk": ["contrastive_risk", "excess_risk", "minimal_risk", "optimal_score"],
         "bounds": ["Chain", "chain"],
