@@ -13,5 +13,16 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["data", "encoders", "losses", "ntk", "results", "similarity", "training", "verify"],
+    submodules=[
+        "data",
+        "encoders",
+        "evaluate",
+        "losses",
+        "ntk",
+        "results",
+        "similarity",
+        "spectral",
+        "training",
+        "verify",
+    ],
 )
