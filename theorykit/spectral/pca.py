@@ -104,10 +104,10 @@ def pca(
     n > d: small variances keep their digits, as they do not in the Gram matrix. Time n d min(n, d) and memory of a few
     times the data. It can be traced (jit, vmap), where values are not checked.
 
-    "randomised" forms no Gram matrix, unless d is at most three blocks. It reads the data in blocks of a few MB, about ten times in all, and holds
-    16 bases of d vectors besides (k + 8 in each, up to a multiple of 8). A numpy array, also a `numpy.memmap`, stays on
-    the host and passes block by block to the device. Not traceable. Floats are used in JAX's current precision: float64
-    data are rounded to float32 unless x64 is on.
+    "randomised" forms no Gram matrix, unless d is at most three blocks of k + 8 columns (rounded up to a multiple of
+    8). It reads the data in pieces of a few MB, five to ten times in all, and holds about 32 blocks of d vectors. A
+    numpy array, also a `numpy.memmap`, stays on the host and passes piece by piece to the device. Not traceable. Floats
+    are used in JAX's current precision: float64 data are rounded to float32 unless x64 is on.
 
     Parameters
     ----------
@@ -146,15 +146,11 @@ def pca(
     else:
         mean, total = _krylov.moments(x, centre)
         check_finite("x", total)
-        found = _krylov.leading(
-            lambda block: _krylov.products((x,), (mean,), (block,))[0],
-            d,
-            k,
-            key,
-            mean.dtype,
-            tolerance=tolerance,
-            max_steps=max_steps,
-        )
+
+        def product(block):
+            return _krylov.products((x,), (mean,), (block,))[0]
+
+        found = _krylov.leading(product, d, k, key, mean.dtype, tolerance=tolerance, max_steps=max_steps)
     return PCA(
         mean,
         positive_largest(found.vectors),
