@@ -5,4 +5,20 @@ An experiment is a module with ``Config``, ``PRESETS``, ``run(config)`` and ``ve
 """
 
 # Cheapest first, so that the first figure is there soon.
-ORDER = ("ntk_width", "ntk_depth", "ntk_linearisation", "ntk_divergence", "ntk_features", "ntk_constancy")
+ORDER = (
+    "spectral_optima",
+    "ntk_extrapolation",
+    "spectral_dynamics",
+    "spectral_gaussian",
+    "ntk_width",
+    "ntk_linearisation",
+    "ntk_divergence",
+    "ntk_features",
+    "ntk_prediction",
+    "ntk_constancy",
+    "spectral_clip",
+    "spectral_identifiability",
+    "spectral_sources",
+    "spectral_subspace",
+    "ntk_depth",
+)

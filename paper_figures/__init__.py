@@ -5,4 +5,20 @@ A figure is a module with ``EXPERIMENT`` (the name of an experiment) or ``EXPERI
 ``python -m paper_figures``.
 """
 
-FIGURES = ("ntk_width", "ntk_depth", "ntk_linearisation", "ntk_divergence", "ntk_features", "ntk_constancy")
+FIGURES = (
+    "spectral_optima",
+    "ntk_extrapolation",
+    "spectral_dynamics",
+    "spectral_gaussian",
+    "ntk_width",
+    "ntk_linearisation",
+    "ntk_divergence",
+    "ntk_features",
+    "ntk_prediction",
+    "ntk_constancy",
+    "spectral_clip",
+    "spectral_identifiability",
+    "spectral_subspace",
+    "spectral_components",
+    "ntk_depth",
+)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 sys.path.insert(0, str(ROOT))
 regenerate_main = importlib.import_module("regenerate").main
+experiments_of = importlib.import_module("paper_figures.report").experiments_of
 
 
 def test_quick_start_runs_as_it_stands():
@@ -35,7 +36,8 @@ def test_every_figure_is_in_the_table():
     figures = importlib.import_module("paper_figures").FIGURES
     assert sorted(name for name, _, _ in rows) == sorted(figures)
     for name, script, argument in rows:
-        assert script == f"experiments/{name}.py"
+        module = importlib.import_module(f"paper_figures.{name}")
+        assert script == f"experiments/{experiments_of(module)[0]}.py"
         assert argument == name
 
 

@@ -12,6 +12,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "digits": ["augment", "digit_halves", "digit_views", "digits"],
         "files": ["DataError", "load", "read_cifar_batch", "read_idx", "source_files"],
+        "latents": [
+            "Generator",
+            "Segmented",
+            "autocorrelated_sources",
+            "generate",
+            "independent_sources",
+            "modulated_sources",
+            "smooth_generator",
+            "sphere_pairs",
+            "uniform_on_sphere",
+            "von_mises_fisher",
+        ],
         "normalise": ["Labelled", "Pairs", "to_sphere"],
         "synthetic": ["cross_from_correlations", "gaussian_pairs", "latent_clusters"],
     },
