@@ -15,7 +15,8 @@ import numpy as np
 from experiments import _setting
 from theorykit import data, losses
 
-CLASSES = (0, 1, 6)  # of the five sets of classes tried at first, the one with the largest gap after the second eigenvalue
+# Of the five sets of classes tried at first, the one with the largest gap after the second eigenvalue.
+CLASSES = (0, 1, 6)
 # Variances of the three strong directions of the Gaussian data; standard deviation of the other directions and of the
 # noise between two views.
 STRONG, WEAK = np.array([2.0, 1.0, 1.0]), 0.1

@@ -45,7 +45,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
 from theorykit import encoders, results, training, verify
-from theorykit.data import latents
+from theorykit.data import latents, sources
 from theorykit.spectral import compare
 
 NOISE = "derivation (central limit theorem of the sample covariance)"
@@ -125,7 +125,7 @@ def _tcl(config):
     """Sources whose scales change, linearly and nonlinearly mixed, and stationary ones."""
     for_sources, for_mixing, for_start, for_batches = jax.random.split(jax.random.key(14), 4)
     sizes = (config.segments, config.length, config.sources)
-    draw = _every_seed(lambda key: latents.modulated_sources(key, *sizes, spread=SPREAD).values, config.seeds)
+    draw = _every_seed(lambda key: sources.modulated_sources(key, *sizes, spread=SPREAD).values, config.seeds)
     changing, steady = draw(for_sources), _independent(config, for_sources)
     data = {
         "linear": (changing, _mix(for_mixing, changing, linear=True)),
@@ -144,8 +144,8 @@ def _tcl(config):
         key=for_batches,
     )
     found = {}
-    for (name, (sources, _)), features in zip(data.items(), _features(encoder, done, x, len(data)), strict=True):
-        sizes = np.abs(sources)
+    for (name, (truth, _)), features in zip(data.items(), _features(encoder, done, x, len(data)), strict=True):
+        sizes = np.abs(truth)
         found[f"unrecovered/tcl/{name}"] = _unrecovered([_fast_ica(h) for h in features], sizes)
         found[f"unexplained/{name}"] = np.array([_unexplained(h, s) for h, s in zip(features, sizes, strict=True)])
     return found | _references("tcl", config, jax.random.key(24), draw, np.abs)
@@ -154,7 +154,7 @@ def _tcl(config):
 def _pcl(config):
     """Autoregressive sources, linearly and nonlinearly mixed; Gaussian ones, and ones without memory."""
     for_sources, for_mixing, for_start, for_batches = jax.random.split(jax.random.key(15), 4)
-    draw = partial(latents.autocorrelated_sources, count=config.segments * config.length, dim=config.sources)
+    draw = partial(sources.autocorrelated_sources, count=config.segments * config.length, dim=config.sources)
     laplace, normal = (
         _every_seed(partial(draw, memory=MEMORY, shape=shape), config.seeds) for shape in ("laplace", "gaussian")
     )
@@ -173,8 +173,8 @@ def _pcl(config):
         loss, start, (x[1:], x[:-1]), config.steps, RATES["pcl"], key=for_batches, augment=_with_unrelated_times
     )
     found = {}
-    for (name, (sources, _)), features in zip(data.items(), _features(encoder, done, x, len(data)), strict=True):
-        found[f"unrecovered/pcl/{name}"] = _unrecovered(_ranks(features), _ranks(sources))
+    for (name, (truth, _)), features in zip(data.items(), _features(encoder, done, x, len(data)), strict=True):
+        found[f"unrecovered/pcl/{name}"] = _unrecovered(_ranks(features), _ranks(truth))
     return found | _references("pcl", config, jax.random.key(25), laplace, _ranks)
 
 
@@ -279,7 +279,7 @@ def _independent(config, key, shape="laplace"):
 
 @cache
 def _independent_draw(count, d, shape, seeds):
-    return _every_seed(lambda key: latents.independent_sources(key, count, d, shape=shape), seeds)
+    return _every_seed(lambda key: sources.independent_sources(key, count, d, shape=shape), seeds)
 
 
 def _mix(key, sources, *, linear):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ive
 
-from theorykit.data import latents
+from theorykit.data import latents, sources
 
 KEY = jax.random.key(0)
 # Monte Carlo values lie within five standard errors of their law: by chance they leave them once in 1.7 million.
@@ -162,9 +162,9 @@ def moments(values, fourth):
         mean_is(column**4, fourth)
 
 
-@pytest.mark.parametrize("shape", latents.SHAPES)
+@pytest.mark.parametrize("shape", sources.SHAPES)
 def test_independent_sources_have_variance_one_and_the_fourth_moment_of_their_shape(shape):
-    s = latents.independent_sources(KEY, N, 2, shape=shape)
+    s = sources.independent_sources(KEY, N, 2, shape=shape)
     moments(s, FOURTH[shape])
     mean_is(s[:, 0] * s[:, 1], 0)
     mean_is(s[1:, 0] * s[:-1, 0], 0)
@@ -173,7 +173,7 @@ def test_independent_sources_have_variance_one_and_the_fourth_moment_of_their_sh
 def scales(spread):
     """Scale of every source in every segment, from two series that share their innovations."""
     changing, steady = (
-        latents.modulated_sources(KEY, 16, 50, 3, spread=width, shape="uniform") for width in (spread, 0.0)
+        sources.modulated_sources(KEY, 16, 50, 3, spread=width, shape="uniform") for width in (spread, 0.0)
     )
     ratio = np.asarray(changing.values / steady.values).reshape(16, 50, 3)
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), rtol=1e-5)
@@ -197,26 +197,26 @@ def test_every_modulated_source_takes_the_same_levels_in_an_order_of_its_own():
 
 
 def test_without_spread_sources_are_stationary():
-    series = latents.modulated_sources(KEY, 8, N // 8, 2, spread=0)
+    series = sources.modulated_sources(KEY, 8, N // 8, 2, spread=0)
     moments(series.values, FOURTH["laplace"])
 
 
 def test_one_segment_has_variance_one():
-    moments(latents.modulated_sources(KEY, 1, N, 2, spread=2.0, shape="gaussian").values, 3.0)
+    moments(sources.modulated_sources(KEY, 1, N, 2, spread=2.0, shape="gaussian").values, 3.0)
 
 
 @pytest.mark.parametrize("memory", [-0.6, 0.0, 0.7])
 def test_autocorrelated_sources_forget_geometrically(memory):
     # Sources as replicates, so that the products are independent of each other.
-    s = np.asarray(latents.autocorrelated_sources(KEY, 6, N, memory=memory), np.float64)
+    s = np.asarray(sources.autocorrelated_sources(KEY, 6, N, memory=memory), np.float64)
     for lag in range(4):
         mean_is(s[0] * s[lag], memory**lag)
 
 
-@pytest.mark.parametrize("shape", latents.SHAPES)
+@pytest.mark.parametrize("shape", sources.SHAPES)
 def test_autocorrelated_sources_are_stationary_from_the_first_time_on(shape):
     rho = 0.7
-    s = latents.autocorrelated_sources(KEY, 5, N, memory=rho, shape=shape)
+    s = sources.autocorrelated_sources(KEY, 5, N, memory=rho, shape=shape)
     # Cumulants of independent terms add: the excess of the sum is (1 - rho^2)^2 / (1 - rho^4) of the innovations'.
     expected = 3 + (FOURTH[shape] - 3) * (1 - rho**2) / (1 + rho**2)
     for time in (0, 4):
@@ -225,7 +225,7 @@ def test_autocorrelated_sources_are_stationary_from_the_first_time_on(shape):
 
 def test_innovations_have_their_shape_and_are_independent_of_the_past():
     rho = 0.7
-    s = np.asarray(latents.autocorrelated_sources(KEY, 2, N, memory=rho), np.float64)
+    s = np.asarray(sources.autocorrelated_sources(KEY, 2, N, memory=rho), np.float64)
     innovations = (s[1] - rho * s[0]) / math.sqrt(1 - rho**2)
     moments(innovations[:, None], FOURTH["laplace"])
     mean_is((innovations**2 - 1) * (s[0] ** 2 - 1), 0)
@@ -233,9 +233,9 @@ def test_innovations_have_their_shape_and_are_independent_of_the_past():
 
 def test_sources_are_pure_in_the_key_and_follow_the_default_dtype(x64):
     for draw in (
-        lambda key: latents.independent_sources(key, 9, 2),
-        lambda key: latents.modulated_sources(key, 3, 3, 2, spread=1.0).values,
-        lambda key: latents.autocorrelated_sources(key, 9, 2, memory=0.5),
+        lambda key: sources.independent_sources(key, 9, 2),
+        lambda key: sources.modulated_sources(key, 3, 3, 2, spread=1.0).values,
+        lambda key: sources.autocorrelated_sources(key, 9, 2, memory=0.5),
     ):
         first = draw(KEY)
         assert first.shape == (9, 2) and first.dtype == jnp.float64
@@ -328,12 +328,12 @@ UNIT = jnp.eye(2, 3)
     (lambda: latents.sphere_pairs(KEY, 0, 3, concentration=1.0), "count must be at least 1, got 0"),
     (lambda: latents.sphere_pairs(KEY, 2, 3, concentration=math.nan), "concentration must be a finite number"),
     (lambda: latents.sphere_pairs(KEY, 2, 3, concentration=1.0, marginal=-2), "marginal must be a finite number >= 0"),
-    (lambda: latents.independent_sources(KEY, 2, 0), "dim must be at least 1, got 0"),
-    (lambda: latents.independent_sources(KEY, 2, 2, shape="cauchy"), "'cauchy': use one of laplace, uniform, gauss"),
-    (lambda: latents.modulated_sources(KEY, 0, 2, 2, spread=1.0), "segments must be at least 1, got 0"),
-    (lambda: latents.modulated_sources(KEY, 2, 2, 2, spread=-1.0), "spread must be a finite number >= 0, got -1.0"),
-    (lambda: latents.autocorrelated_sources(KEY, 2, 2, memory=1), r"memory must lie inside \(-1, 1\), got 1: from 1"),
-    (lambda: latents.autocorrelated_sources(KEY, 2, 2, memory=math.nan), r"memory must lie inside \(-1, 1\), got nan"),
+    (lambda: sources.independent_sources(KEY, 2, 0), "dim must be at least 1, got 0"),
+    (lambda: sources.independent_sources(KEY, 2, 2, shape="cauchy"), "'cauchy': use one of laplace, uniform, gauss"),
+    (lambda: sources.modulated_sources(KEY, 0, 2, 2, spread=1.0), "segments must be at least 1, got 0"),
+    (lambda: sources.modulated_sources(KEY, 2, 2, 2, spread=-1.0), "spread must be a finite number >= 0, got -1.0"),
+    (lambda: sources.autocorrelated_sources(KEY, 2, 2, memory=1), r"memory must lie inside \(-1, 1\), got 1: from 1"),
+    (lambda: sources.autocorrelated_sources(KEY, 2, 2, memory=math.nan), r"memory must lie inside \(-1, 1\), got nan"),
     (lambda: latents.smooth_generator(KEY, 3, outputs=2), "2 outputs cannot hold 3 latents.*use outputs >= dim"),
     (lambda: latents.smooth_generator(KEY, 3, depth=0), "depth must be at least 1, got 0"),
     (lambda: latents.smooth_generator(KEY, 3, leak=0), r"leak must lie in \(0, 1\], got 0"),

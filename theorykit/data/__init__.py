@@ -14,17 +14,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": ["DataError", "load", "read_cifar_batch", "read_idx", "source_files"],
         "latents": [
             "Generator",
-            "Segmented",
-            "autocorrelated_sources",
             "generate",
-            "independent_sources",
-            "modulated_sources",
             "smooth_generator",
             "sphere_pairs",
             "uniform_on_sphere",
             "von_mises_fisher",
         ],
         "normalise": ["Labelled", "Pairs", "to_sphere"],
+        "sources": ["Segmented", "autocorrelated_sources", "independent_sources", "modulated_sources"],
         "synthetic": ["cross_from_correlations", "gaussian_pairs", "latent_clusters"],
     },
 )
