@@ -14,12 +14,13 @@ Prediction [derivation]. The network's kernel is Theta + D with D of order M^{-1
 it changes by order 1/M, or M^{-1/2} at most (N2, N4). The flow is a smooth function of its kernel, so error ~ M^{-1/2};
 CKA is the cosine of an angle, so 1 - CKA is quadratic in it, ~ M^{-1}.
 
-Controls. "another kernel": that of a linear encoder, 2 x.x'/d, whose error does not fall. "another start": a draw of
-the Gaussian process that is the law of f(0) in the limit, hence another infinitely wide network; the Gram matrix
-depends on the start, and this does not predict it. "linear dot": that loss, at the time when the kernel has moved
-(N3), |f| = growth x sqrt(M) in the flow. The kernel of the other nonlinearity is shown too. It is no control: it is
-about as good as the right one until M^{-1/2} has fallen below the distance of the two kernels. From the *mean* of the
-process, f(0) = 0, there is nothing to predict: it is a stationary point of every loss here, and the flow stays there.
+Controls. "output layer": the kernel of that layer alone, as if the hidden one did not learn; the error does not fall.
+"another start": a draw of the Gaussian process that is the law of f(0) in the limit, hence another infinitely
+wide network; the Gram matrix depends on the start, and this does not predict it. "linear dot": that loss, at the time
+when the kernel has moved (N3), |f| = growth x sqrt(M) in the flow. The kernel of the other nonlinearity is shown too.
+It is no control: it is about as good as the right one until M^{-1/2} has fallen below the distance of the two kernels.
+From the *mean* of the process, f(0) = 0, there is nothing to predict: it is a stationary point of every loss here, and
+the flow stays there.
 
 Networks of all losses, activations and widths are trained in one run, each with its own step size. f(t) is extrapolated
 from two descents, 2 f_{eta/2} - f_eta, as in `ntk_linearisation`. The same extrapolation of descent in function space
@@ -84,7 +85,7 @@ class Config:
 PRESETS = {
     "smoke": Config(losses=("cosine InfoNCE", "dot InfoNCE"), activations=("tanh",), widths=(128, 512, 2048)),
     "quick": Config(),
-    "full": Config(widths=(256, 1024, 4096), steps=20),
+    "full": Config(widths=(128, 512, 2048, 8192), seeds=64, steps=20),
 }
 
 
@@ -112,12 +113,13 @@ def _group(config, seeds, points):
     everything = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(losses) + 1, *a.shape)), start)
     before = np.asarray(_embed(encoders, everything, points)[0])
 
-    kernels = {name: _infinite(infinite.infinite_ntk, name, points) for name in ("identity", *OTHER)}
-    processes = {name: _infinite(infinite.infinite_nngp, name, points) for name in config.activations}
+    kernels = {name: _infinite(infinite.infinite_ntk, f"{name}-2", points) for name in OTHER}
+    processes = {name: _infinite(infinite.infinite_nngp, f"{name}-2", points) for name in config.activations}
     own = np.stack([kernels[activation] for activation, _ in cells], axis=1)  # (seeds, cells, points, points)
     other = np.stack([kernels[OTHER[activation]] for activation, _ in cells], axis=1)
-    linear = np.broadcast_to(kernels["identity"][:, None], own.shape)
-    draw = _draw(np.stack([processes[activation] for activation, _ in cells], axis=1), config.features, seeds)
+    # The part of the kernel that belongs to the output layer is the covariance of the process.
+    covariance = np.stack([processes[activation] for activation, _ in cells], axis=1)
+    draw = _draw(covariance, config.features, seeds)
 
     goals = config.growth * np.sqrt([width for _, width in cells])
     times = np.empty((len(seeds), len(cells), len(losses) + 1), np.float32)
@@ -125,7 +127,7 @@ def _group(config, seeds, points):
     times[..., -1] = _Linear(own, before, n).reaching(goals)
     trained = _train(encoders, losses, everything, points, times, config.steps, n)
 
-    setups = {"flow": (own, before), "another kernel": (linear, before), "other nonlinearity": (other, before)}
+    setups = {"flow": (own, before), "output layer": (covariance, before), "other nonlinearity": (other, before)}
     setups |= {"another start": (own, draw)}
     predicted = {
         name: np.concatenate(
@@ -156,10 +158,9 @@ def _group(config, seeds, points):
 
 
 def _points(config):
-    """(seeds, points, coordinates): view a, view b, held-out pairs likewise, with |x|^2 = number of coordinates.
+    """View a, view b, held-out pairs likewise, (seeds, points, coordinates), with |x|^2 = number of coordinates.
 
-    In the coordinates of their own span. A layer of Gaussian weights has the same law under rotations of its inputs,
-    and so has its training; fewer coordinates are cheaper.
+    In coordinates of their own span, which are fewer: Gaussian weights have the same law under rotations of inputs.
     """
     each = config.pairs + config.heldout
     a, b = (view.reshape(config.seeds, each, -1) for view in _setting.views(0, config.seeds * each))
@@ -195,9 +196,9 @@ def _embed(encoders, params, points):
     return jnp.stack(found, axis=2)
 
 
-def _infinite(kind, activation, points):
+def _infinite(kind, name, points):
     """An infinite kernel between the points of each seed, (seeds, points, points)."""
-    encoder = _setting.encoder(f"{activation}-2", 1, 1)
+    encoder = _setting.encoder(name, 1, 1)
     return np.stack([kind(encoder, x) for x in np.asarray(points)])
 
 
@@ -372,7 +373,7 @@ def _cell(config, arrays, a, i, name, where):
     small = "for the widest network that error is below a quarter of a trivial prediction's"
     found = []
     for check, kind, statement, series, why in (
-        (rate, "rate", falls, "another kernel", "kernel of a linear encoder"),
+        (rate, "rate", falls, "output layer", "kernel of the output layer alone"),
         (below, "predicted", small, "another start", "from another start"),
     ):
         claim, control = _claims(f"{kind}.{name}", f"{statement}, {where}", why)
@@ -392,8 +393,8 @@ def _pooled(config, arrays, a, activation):
         ("cka", "1 - CKA of the Gram matrices", "cka/{}", -1.0, config.cka_margin),
     ):
         statement = f"the {text} falls as M^({exponent:g}), mean over the losses, {activation}"
-        claims = _claims(f"{name}.{activation}", statement, "kernel of a linear encoder")
-        for claim, series in zip(claims, ("flow", "another kernel"), strict=True):
+        claims = _claims(f"{name}.{activation}", statement, "kernel of the output layer alone")
+        for claim, series in zip(claims, ("flow", "output layer"), strict=True):
             values = np.exp(np.mean(np.log(arrays[key.format(series)][:, a, :, :-1]), axis=-1))
             found.append(verify.rate(claim, arrays["widths"], values, exponent, margin=margin))
     return found

@@ -45,8 +45,8 @@ def draw(result):
         below {config.predicted:g} with 99.9% confidence. Exponents with 99.9% intervals, predicted $-1/2$. Last row,
         a control: linear dot loss when the kernel has moved. {letters}: geometric means over seeds with 95% bands,
         markers of a. Dashed: $M^{{-1/2}}$ and, on the right, $M^{{-1}}$, heights fitted. Means over the losses: dotted,
-        controls, the flow from another start and with the kernel of a linear encoder; light blue, with the kernel of
-        the other nonlinearity. {"bcd"[count]}: 1 − CKA, likewise. Times, learning rate × steps: {times}.""",
+        controls, the flow from another start and with the kernel of the output layer only; light blue, with that of the
+        other nonlinearity. {"bcd"[count]}: 1 − CKA, likewise. Times, learning rate × steps: {times}.""",
     )
     return fig
 
@@ -109,7 +109,7 @@ def _errors(ax, result, a):
     style.law(ax, widths, -0.5, style.centre(widths, _pooled(error)))
     style.band(ax, widths, error[:, :, -1], **style.control())
     style.band(ax, widths, _pooled(arrays["error/other nonlinearity/training"][:, a]), **BLUE)
-    for name, text in (("another start", "another start"), ("another kernel", "linear kernel")):
+    for name, text in (("another start", "another start"), ("output layer", "output layer only")):
         samples = _pooled(arrays[f"error/{name}/training"][:, a])
         style.band(ax, widths, samples, **GREY)
         if a == 0:  # the second panel has the same series
@@ -124,10 +124,10 @@ def _cka(ax, result):
         values = _pooled(arrays["cka/flow"][:, a])
         style.band(ax, widths, values, label=ACTIVATIONS[activation], **style.series(2 + a))
         style.law(ax, widths, -1.0, style.centre(widths, values))
-        for name in ("another kernel", "untrained"):
+        for name in ("output layer", "untrained"):
             style.band(ax, widths, _pooled(arrays[f"cka/{name}"][:, a]), **GREY)
     ax.set_ylim(top=5 * ax.get_ylim()[1])  # room for a text
-    style.corner(ax, "linear kernel,\nbefore training")
+    style.corner(ax, "output layer only,\nbefore training")
     ax.legend(loc="lower left")
     ax.set_ylabel("1 − CKA")
 

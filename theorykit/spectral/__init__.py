@@ -1,7 +1,8 @@
 """Predictions of learned representations in closed form: PCA, CCA, contrastive optima, their dynamics, and comparison.
 
-Encoders are not unique: (P f, P^-T g) gives the same scores for every invertible P. So representations are compared
-by subspaces, Gram matrices and best linear maps, never coordinate by coordinate.
+Encoders are not unique: (P f, P^-T g) gives the same scores for every invertible P. So pairs of encoders are compared
+by scores, subspaces and best linear maps, never coordinate by coordinate; Gram matrices are determined only where one
+encoder serves both views.
 """
 
 import lazy_loader
