@@ -51,7 +51,7 @@ def _widths(two_layer, deep, channels):
 
 PRESETS = {
     "smoke": Config(widths={"relu-2": (64, 256, 1024), "tanh-2": (64, 256, 1024)}),
-    "quick": Config(widths=_widths((64, 256, 1024, 4096), (128, 512, 1024), (16, 48, 96)), seeds=40),
+    "quick": Config(widths=_widths((64, 256, 1024, 4096), (128, 512, 1024), (16, 48, 96)), seeds=32),
     "full": Config(
         widths=_widths(
             tuple(2**k for k in range(6, 17)), tuple(2**k for k in range(6, 13)), tuple(2**k for k in range(4, 11))
