@@ -148,7 +148,7 @@ def _deviation(values):
 
 def _weights(encoder, points, x):
     """a(x) of regression, (points, n): predictions are a.y."""
-    kernel = np.asarray(infinite.infinite_ntk(encoder, np.concatenate([points, x]), x))
+    kernel = np.asarray(infinite.infinite_ntk(encoder, jnp.concatenate([points, x]), jnp.asarray(x)))
     own = kernel[len(points) :]
     return np.linalg.solve(own + RIDGE * np.trace(own) / len(x) * np.eye(len(x)), kernel[: len(points)].T).T
 
@@ -171,7 +171,7 @@ def _predicted(config, data):
         points = rays.reshape(-1, config.dimension)
         with jax.enable_x64(True):
             a = _weights(encoder, points, x)
-            process = np.asarray(infinite.infinite_nngp(encoder, np.concatenate([points, x])))
+            process = np.asarray(infinite.infinite_nngp(encoder, jnp.concatenate([points, x])))
         # Of the covariance of f_0(x) - a(x).f_0(X) only the blocks of three points on a ray are needed.
         a, shape = a.reshape(-1, 3, len(x)), rays.shape[:2]
         own = np.stack([process[i : i + 3, i : i + 3] for i in range(0, len(points), 3)])

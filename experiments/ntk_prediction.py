@@ -15,12 +15,11 @@ it changes by order 1/M, or M^{-1/2} at most (N2, N4). The flow is a smooth func
 CKA is the cosine of an angle, so 1 - CKA is quadratic in it, ~ M^{-1}.
 
 Controls. "output layer": the kernel of that layer alone, as if the hidden one did not learn; the error does not fall.
-"another start": a draw of the Gaussian process that is the law of f(0) in the limit, hence another infinitely
-wide network; the Gram matrix depends on the start, and this does not predict it. "linear dot": that loss, at the time
-when the kernel has moved (N3), |f| = growth x sqrt(M) in the flow. The kernel of the other nonlinearity is shown too.
-It is no control: it is about as good as the right one until M^{-1/2} has fallen below the distance of the two kernels.
-From the *mean* of the process, f(0) = 0, there is nothing to predict: it is a stationary point of every loss here, and
-the flow stays there.
+"another start": a draw of the Gaussian process that is the law of f(0) in the limit, hence another infinitely wide
+network; the Gram matrix depends on the start, and this does not predict it. "linear dot": that loss, at the time when
+the kernel has moved (N3), |f| = growth x sqrt(M) in the flow. The kernel of the other nonlinearity is shown too, and is
+no control: it is about as good as the right one until M^{-1/2} has fallen below the distance of the two kernels. From
+the *mean* of the process, f(0) = 0, nothing is predicted: it is a stationary point of every loss here.
 
 Networks of all losses, activations and widths are trained in one run, each with its own step size. f(t) is extrapolated
 from two descents, 2 f_{eta/2} - f_eta, as in `ntk_linearisation`. The same extrapolation of descent in function space
@@ -199,7 +198,7 @@ def _embed(encoders, params, points):
 def _infinite(kind, name, points):
     """An infinite kernel between the points of each seed, (seeds, points, points)."""
     encoder = _setting.encoder(name, 1, 1)
-    return np.stack([kind(encoder, x) for x in np.asarray(points)])
+    return np.stack([kind(encoder, x) for x in jnp.asarray(points)])
 
 
 def _draw(covariance, features, seeds):

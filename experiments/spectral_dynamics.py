@@ -173,13 +173,14 @@ def _learn(config, name, pairs, size, label):
     curves = np.linalg.eigvalsh(w @ moment @ w.swapaxes(2, 3))[..., ::-1].swapaxes(0, 1)[..., : len(g)]
     f = heldout @ w[-1].swapaxes(1, 2) if name == "kernel" else w[-1].swapaxes(1, 2)
     trained = f @ f.swapaxes(1, 2)
+    predicted = partial(stepwise.sizes, jnp.asarray(times), jnp.asarray(g))
     found = {
         "times": times,
         "eigenvalues": g,
         "predicted_tau": tau,
         "tau": np.array([[_crossing(times, mode) for mode in curve.T] for curve in curves]),
         "curves": curves,
-        "predicted_curves": np.stack([g * np.asarray(stepwise.sizes(times, g, s)) ** 2 for s in initial]),
+        "predicted_curves": np.stack([g * predicted(jnp.asarray(s)) ** 2 for s in initial]),
         "final": np.linalg.norm(trained - gram, axis=(1, 2)) / np.linalg.norm(gram),
     }
     return {f"{what}/{label}": values for what, values in found.items()}

@@ -101,7 +101,7 @@ def cca(
     y: Matrix,
     k: int,
     *,
-    ridge: float = 0.0,
+    ridge: float | Float[Array, ""] = 0.0,
     method: Literal["exact", "randomised"] = "exact",
     key: Key[Array, ""] | None = None,
     tolerance: float = TOLERANCE,
@@ -223,7 +223,7 @@ def transform(model: CCA, x: Matrix, y: Matrix) -> tuple[Float[Array, "m k"], Fl
     return project("x", x, model.mean_x, model.x_weights), project("y", y, model.mean_y, model.y_weights)
 
 
-def kernel_cca(kx: Matrix, ky: Matrix, k: int, *, ridge: float) -> KernelCCA:
+def kernel_cca(kx: Matrix, ky: Matrix, k: int, *, ridge: float | Float[Array, ""]) -> KernelCCA:
     r"""Find the first k pairs of canonical directions in the feature spaces of two kernels.
 
     With centred Gram matrices K and L, directions sum_i alpha_i phi(x_i) and sum_i beta_i psi(y_i) maximise
