@@ -82,7 +82,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(losses=("cosine InfoNCE", "dot InfoNCE"), activations=("tanh",), widths=(128, 512, 2048)),
+    "smoke": Config(losses=("cosine InfoNCE", "dot InfoNCE"), activations=("tanh",), widths=(64, 256, 1024)),
     "quick": Config(),
     "full": Config(widths=(128, 512, 2048, 8192), seeds=64, steps=20),
 }
