@@ -134,6 +134,7 @@ def test_presets_measure_the_figures_to_reach():
         assert all(len(values) >= 3 for values in changed)
 
 
+@pytest.mark.slow
 @needs_peers
 def test_the_kernel_benchmark_writes_what_it_measured(monkeypatch, tmp_path):
     plan = benchmark.PLANS["smoke"]

@@ -68,6 +68,7 @@ def methods(x, y, k, **options):
     yield cca.cca(x, y, k, method="randomised", key=KEY, **options)
 
 
+@pytest.mark.slow
 def test_both_methods_find_prescribed_correlations_in_float64(x64):
     x, y = views()
     for found in methods(x, y, 6):
@@ -101,6 +102,7 @@ def test_randomised_keeps_its_tolerance_and_estimates_its_error(x64):
         assert sine(centred(y) @ found.y_weights, centred(y) @ b) <= found.angle
 
 
+@pytest.mark.slow
 def test_float32_reaches_its_rounding(x64):
     x, y = views()
     _, a, _ = reference(x, y, 6)
@@ -178,6 +180,7 @@ def test_low_rank_views_get_no_weight_where_they_have_no_variance(x64):
         cca.cca(few, y[:, :4], 4)
 
 
+@pytest.mark.slow
 def test_too_few_points_are_an_error_without_ridge_and_defined_with_one(x64):
     x, y = (view[:100] for view in views())  # 60 and 80 features
     with pytest.raises(ValueError, match=r"at least 41 correlations are exactly 1.*pass ridge > 0"):

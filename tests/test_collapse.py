@@ -45,6 +45,7 @@ def symmetric(seed, eigenvalues):
     return (q * eigenvalues[None, :]) @ q.T, q
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
 def test_the_drift_is_minus_the_gradient_of_the_loss(x64, scale):
     (xa, xb), w = views(), scale * normal(3, D, M)

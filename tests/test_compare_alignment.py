@@ -33,6 +33,7 @@ def naive_cka(k, l, debiased):
     return naive_hsic(k, l, debiased) / np.sqrt(naive_hsic(k, k, debiased) * naive_hsic(l, l, debiased))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize(("p", "q", "double"), [(1, 3, True), (3, 12, True), (2, 3, False), (12, 3, False)])
 def test_cka_is_its_definition(p, q, double, debiased):
@@ -44,6 +45,7 @@ def test_cka_is_its_definition(p, q, double, debiased):
         close(kernel_cka(gram(x), gram(y), debiased=debiased), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("p", [3, 40])
 def test_linear_cka_ignores_shift_rotation_and_scale_but_sees_other_linear_maps(x64, p, debiased):
@@ -58,6 +60,7 @@ def test_linear_cka_ignores_shift_rotation_and_scale_but_sees_other_linear_maps(
     assert linear_cka(x @ invertible(7, p), x, debiased=debiased) < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 def test_kernel_cka_ignores_scale_and_additive_terms_but_sees_other_changes(x64, debiased):
     k, l, a = gram(normal(1, 9, 4)), gram(normal(2, 9, 4)), normal(3, 9)
@@ -98,6 +101,7 @@ def test_a_large_mean_costs_cka_no_more_digits_than_the_features_lost(p, debiase
     close(linear_cka(x + 1000, y + 1000, debiased=debiased), linear_cka(x, y, debiased=debiased))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("p", [3, 40])
 def test_constant_features_have_no_cka_but_one_constant_column_is_ignored(p, debiased):
@@ -113,6 +117,7 @@ def test_constant_features_have_no_cka_but_one_constant_column_is_ignored(p, deb
     close(linear_cka(wider, y, debiased=debiased), linear_cka(x, y, debiased=debiased))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "double"), [(5, False), (200, False), (37, True)])
 def test_debiased_cka_of_features_that_relate_no_pairs_is_refused(n, double):
     with jax.enable_x64(double):

@@ -58,6 +58,7 @@ SCALE_FREE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_measures_are_the_same_under_jit_and_vmap(x64, name):
     function, arguments = every_measure()[name]

@@ -85,6 +85,7 @@ def correlation(x, y):
     return mean_correlation(x, y).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "p", "q"), [(12, 3, 2), (8, 20, 5)])
 def test_null_of_debiased_cka_has_mean_zero_and_that_of_plain_cka_its_ratio_of_means(n, p, q):
     within_noise(null(jax.random.key(0), debiased_cka, (n, p, q), 1000, draw=random_features), 0.0)

@@ -27,6 +27,7 @@ def labelled(seed, deviation=1.0):
     return chain.label_text, chain.text_image.T, score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [0.0, 0.4])
 @pytest.mark.parametrize("sizes", [SIZES, (6,), (3, 1, 2)])
 def test_excesses_of_all_tokens_sum_to_the_sufficiency(x64, sizes, zeros):
@@ -70,6 +71,7 @@ def test_labels_that_are_no_function_of_the_text_break_the_bound(x64):
     np.testing.assert_allclose(found.log_loss.excess, np.log(2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_many_prompts_approach_all_texts_as_predicted(x64):
     label_text, joint, score = labelled(3, deviation=0.5)
     limit = downstream.zero_shot(label_text, joint, score).log_loss.excess
@@ -134,6 +136,7 @@ def test_integrated_excess_of_denoising_is_the_reverse_sufficiency(x64, zeros):
     assert abs(sufficiency(joint, score) - found) > 1e-2  # the other direction is another number
 
 
+@pytest.mark.slow
 def test_denoising_agrees_with_sampling(x64):
     joint, score = draw(3)
     points, g, n = jnp.array(POINTS), 0.7, 200_000

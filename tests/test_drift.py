@@ -50,6 +50,7 @@ def test_relative_change_refuses_kernels_of_different_points():
         relative_change(jnp.ones((2, 2, 1, 1)), jnp.ones((2, 3, 1, 1)))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_plain_loop(x64):
     arguments, steps, at, rate = setting(MLP(5, 2, activation="tanh")), 4, (0, 1, 4), 0.3
     found = kernel_drift(**arguments, optimizer=optax.sgd(rate), steps=steps, at=at)
@@ -74,6 +75,7 @@ def test_the_numbers_are_those_of_a_plain_loop(x64):
     assert found.status == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_nothing_has_changed_after_no_step(x64, dtype):
     arguments = setting(MLP(5, 2, depth=3), dtype=dtype)
@@ -100,6 +102,7 @@ def test_the_kernel_of_a_linear_map_cannot_move():
     assert found.travelled[0] > 0.1
 
 
+@pytest.mark.slow
 def test_a_step_under_cosine_is_orthogonal_to_the_output_weights_and_as_long_as_the_gradient():
     # The loss does not change under W -> c W, so <W, dL/dW> = 0: the step is orthogonal to W.
     arguments = setting(MLP(16, 2), dtype=jnp.float32)

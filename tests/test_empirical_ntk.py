@@ -52,6 +52,7 @@ def blocks_of(apply, params, x1, x2, method, memory):
 ROUNDING = 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["structured", "jacobian"])
 @pytest.mark.parametrize("memory", [1, 2500, 6000])
 def test_blocks_do_not_change_the_kernel(x64, method, memory):
@@ -228,6 +229,7 @@ WIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDE)
 def test_the_compiled_program_keeps_within_its_memory(name):
     model, n, mebibytes, method, symmetric = WIDE[name]

@@ -174,6 +174,7 @@ def test_flat_and_shaped_inputs_give_the_same_embeddings(encoder, shape):
     np.testing.assert_array_equal(apply(params, x), apply(params, x.reshape(-1, *shape)))
 
 
+@pytest.mark.slow
 def test_without_positions_the_transformer_ignores_the_order_of_tokens(x64):
     x = rows(dtype="float64")
     for learn_positions in (False, True):

@@ -115,6 +115,7 @@ def test_flows_compose(x64):
         np.testing.assert_allclose(getattr(there, name)[-1], getattr(direct, name)[-1], rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [1e-4, 1e-7, 1e-10])
 @pytest.mark.parametrize("make", [problem, scalar_problem])
 def test_quadratic_loss_gives_the_matrix_exponential_to_the_tolerance(x64, make, rtol):
@@ -130,6 +131,7 @@ def test_quadratic_loss_gives_the_matrix_exponential_to_the_tolerance(x64, make,
     assert np.max(np.abs(expected[-1] - expected[0])) > 0.1, "the flow must have moved"
 
 
+@pytest.mark.slow
 def test_least_squares_on_one_view_has_its_closed_form_on_both(x64):
     kernel, (fa0, fb0), cross, fh = scalar_problem()
     target = jax.random.normal(jax.random.key(4), (N, Z), jnp.float64)
@@ -147,6 +149,7 @@ def test_least_squares_on_one_view_has_its_closed_form_on_both(x64):
             np.testing.assert_allclose(got[i], want, rtol=0, atol=error_bound(path, got))
 
 
+@pytest.mark.slow
 def test_a_block_of_numbers_means_that_kernel_times_the_identity(x64):
     kernel, views, cross, fh = scalar_problem()
     identity = jnp.eye(Z)
@@ -177,6 +180,7 @@ def test_swapping_the_views_swaps_the_outputs(x64):
         np.testing.assert_allclose(got, want, rtol=0, atol=error_bound(path, want))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_by_the_integral_of_the_kernel_norm_of_its_gradient(x64):
     kernel, views, _, _ = problem()
     loss = functools.partial(info_nce, temperature=0.5)
@@ -219,6 +223,7 @@ def test_no_heldout_points_is_allowed(x64):
     assert path.heldout.shape == (len(TIMES), 0, Z) and int(path.status) == FINISHED
 
 
+@pytest.mark.slow
 def test_stacked_points_follow_the_two_views(x64):
     kernel, views, cross, fh = problem()
     path = flow(kernel, contrast, views, TIMES, cross=cross, heldout0=fh)
@@ -243,6 +248,7 @@ def test_halving_the_tolerance_changes_less_than_the_stated_error(x64, rtol):
     assert float(coarse.rtol) == rtol and int(fine.accepted) >= int(coarse.accepted)
 
 
+@pytest.mark.slow
 def test_the_default_tolerance_follows_the_dtype(x64):
     kernel, views, _, _ = problem()
     exact = flow(kernel, contrast, views, TIMES)

@@ -55,6 +55,7 @@ def test_a_gradient_that_is_not_finite_at_the_start_ends_the_flow_there(x64):
     np.testing.assert_array_equal(path.f[:, 0, 0], [0, np.nan, np.nan])
 
 
+@pytest.mark.slow
 def test_max_steps_stops_the_solve_and_leaves_no_stale_values(x64):
     kernel, views, cross, fh = problem()
     times = np.array([0.0, 1e-3, 1e3, 2e3])

@@ -61,6 +61,7 @@ def test_the_limit_of_clip_is_the_integral_in_both_directions(x64, m):
     assert float(gaussian.clip_limit(m * one, one, one, 0.3 * one)) == pytest.approx(integral, rel=1e-11)
 
 
+@pytest.mark.slow
 def test_at_the_info_nce_optimum_the_gradient_vanishes_without_commuting(x64):
     sigma, half = problem([0.8, 0.5, 0.2, -0.3])
     assert float(jnp.max(jnp.abs(sigma @ half - half @ sigma))) > 0.05

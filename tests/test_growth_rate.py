@@ -36,6 +36,7 @@ def distortion(kernel):
     return np.linalg.cond(np.asarray(kernel).transpose(0, 2, 1, 3).reshape(N * Z, N * Z)) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [40, 10])
 def test_the_spectrum_is_that_of_the_unsymmetric_product(x64, parameters):
     kernel, f0 = problem(parameters)

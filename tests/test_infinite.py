@@ -211,6 +211,7 @@ def test_one_hidden_layer_has_the_infinite_kernel_on_average_at_any_width(encode
     assert np.any(np.abs(np.mean(kernels, axis=0) - 1.2 * expected) > 4.5 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [MLP(1024, 2, depth=3, use_bias=True), CNN(256, 2, (2, 2, 1), use_bias=True)])
 def test_a_wide_deep_encoder_is_within_a_few_inverse_root_widths(encoder):
     x = rows(3, 4, dtype="float32")

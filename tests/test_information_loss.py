@@ -31,6 +31,7 @@ def by_definition(joint, score):
     return information - np.sum(joint * score) + p @ np.log(np.exp(score) @ q)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 10.0]), st.sampled_from([0.0, 0.5]))
 def test_sufficiency_is_its_definition_and_ignores_a_function_of_x(seed, deviation, zeros):
@@ -104,6 +105,7 @@ def test_derivative_conjugate_and_inverse_belong_to_f(x64, f):
     np.testing.assert_allclose(f.conjugate(f.derivative(t)), t * f.derivative(t) - f.value(t), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", DIVERGENCES.values(), ids=DIVERGENCES)
 def test_no_score_has_a_variational_risk_below_minus_the_information(x64, f):
     for seed in range(10):

@@ -28,6 +28,7 @@ def with_empty_row_and_column():
 # ---------------------------------------------------------------- quantities
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 5.0]), st.sampled_from([0.0, 0.5, 1.0]))
 def test_information_agrees_with_a_plain_sum(seed, concentration, zeros):
@@ -87,6 +88,7 @@ def test_quantities_work_inside_jit_and_have_finite_gradients_at_zeros(x64):
 # ---------------------------------------------------------------- families
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(3, 5), (6, 2)]), st.sampled_from([0.01, 1.0]), st.booleans())
 def test_random_joints_are_joints_and_keep_every_row_and_column(seed, sizes, concentration, sparse):
@@ -116,6 +118,7 @@ def test_quantised_gaussians_have_equal_cells_and_probabilities_of_the_orthant_f
     np.testing.assert_allclose(joints.gaussian(-correlation, 6, 4), table[::-1], rtol=1e-9, atol=1e-16)
 
 
+@pytest.mark.slow
 def test_information_of_quantised_gaussians_grows_with_the_cells_to_that_of_the_variables(x64):
     exact = -0.5 * math.log(1 - 0.6**2)
     found = [float(joints.mutual_information(joints.gaussian(0.6, n, n))) for n in (2, 4, 16, 64)]
@@ -129,6 +132,7 @@ def test_counts_of_samples_become_their_fractions():
     np.testing.assert_array_equal(table, [[0, 0.5], [0, 0], [0.25, 0.25]])
 
 
+@pytest.mark.slow
 def test_labelled_joints_agree_on_the_text(x64):
     label_text, text_image = joints.random_labelled(jax.random.key(0), 3, 5, 4, concentration=0.3)
     assert label_text.shape == (3, 5) and text_image.shape == (5, 4)

@@ -116,6 +116,7 @@ def test_means_along_the_axes_are_no_special_case(axis, sign):
     mean_is(cosines(latents.von_mises_fisher(KEY, means, 2.0), means), resultant(3, 2.0))
 
 
+@pytest.mark.slow
 def test_von_mises_fisher_is_pure_in_the_key_and_keeps_the_dtype_also_with_a_traced_concentration(x64):
     means = directions(5, 50, 3)
     x = latents.von_mises_fisher(KEY, means, 3.0)

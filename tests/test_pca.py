@@ -98,6 +98,7 @@ def test_second_moments_are_taken_about_zero(x64):
         assert not np.any(found.mean)
 
 
+@pytest.mark.slow
 def test_a_mean_far_beyond_the_spread_costs_no_digits_but_its_own():
     x, components = with_spectrum(SLOW_DECAY[:150], 300)
     shifted = (x + 1000.0).astype(np.float32)  # each entry is now rounded by 3e-5: the reference is what is left

@@ -49,6 +49,7 @@ def close(found, wanted, size=1.0):
 # ---------------------------------------------------------------- values
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 30.0]), st.sampled_from([0.0, 0.5]))
 def test_integral_and_enumeration_are_the_definition(seed, deviation, zeros):
@@ -292,6 +293,7 @@ def test_sampling_draws_many_candidates_from_many_symbols_in_little_memory(x64):
     assert sample.lower().compile().memory_analysis().temp_size_in_bytes < 2**28
 
 
+@pytest.mark.slow
 def test_sampling_in_blocks_and_with_one_candidate_or_infinite_loss(x64, monkeypatch):
     joint, score = draw(15)
     whole = risks.contrastive_risk_by_sampling(joint, score, 6, key=jax.random.key(1), samples=50)

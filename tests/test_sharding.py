@@ -98,6 +98,7 @@ def found():
 ROUNDING = 6 * 32**0.5 * float(np.finfo(np.float32).eps)
 
 
+@pytest.mark.slow
 def test_the_kernel_of_a_mesh_is_that_of_one_device(found):
     errors = {name: value[0] for name, value in found.items() if name not in ("program", "tpu", "cuda")}
     assert len(errors) == 33

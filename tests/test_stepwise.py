@@ -124,6 +124,7 @@ def kernel_problem(features):
     return jnp.matmul(phi, phi.T, precision="highest"), phi, stepwise.cross_moment(xa, xb)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [M, 40])
 def test_the_kernel_form_is_the_feature_form(x64, features):
     gram, phi, moment = kernel_problem(features)

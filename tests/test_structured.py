@@ -140,6 +140,7 @@ def test_both_orders_of_summing_over_positions_agree(x64, order):
     check(apply, params, x)
 
 
+@pytest.mark.slow
 def test_methods_agree_on_transformers(x64):
     encoder = Transformer(4, 2, tokens=(3, 2), depth=1, heads=2, mlp_ratio=2, use_bias=True)
     check(*started(encoder, points(4, 6)), uncovered=("norm", "positions"))
