@@ -208,8 +208,11 @@ def test_a_learning_rate_that_plain_descent_cannot_use_still_converges(x64):
     for _ in range(300):
         w = stiefel.retract_qr(w, -rate * stiefel.project_tangent(w, 2 * c @ w))
     assert distance(w, vectors[:, :K]) > 0.1
-    run = descend(c, point(), learning_rate=rate)
-    assert distance(run.w, vectors[:, :K]) < 1e-10
+    # How fast depends on where backtracking leads, which rounding decides; where it ends does not.
+    run = descend(c, point(), learning_rate=rate, steps=3000, tolerance=1e-11)
+    assert int(run.status) == stiefel.CONVERGED
+    # Davis and Kahan: ||sin Theta|| <= ||C W - W (W^T C W)|| / gap, and the gradient is twice that residual.
+    assert distance(run.w, vectors[:, :K]) < float(run.gradient_norm) / (INDEFINITE[K] - INDEFINITE[K - 1])
     assert float(jnp.min(run.rates)) < rate
 
 
