@@ -98,13 +98,19 @@ def triplets(seed: int, count: int, classes=(0, 1)):
     return a, b, jnp.roll(b, half, axis=0)
 
 
+@partial(jax.jit, static_argnums=0)
+def at_start(apply, params, points):
+    """Embeddings (n, z) of a network and its kernel (n, n, z, z), in one program."""
+    return apply(params, points), empirical.empirical_ntk(apply, params, points)
+
+
 def steps_of_growth(encoder, params, two_views, rate: float, growth: float) -> int:
     """Steps after which linearised descent on the linear dot loss has root mean square |f| = growth x sqrt(width).
 
     Descent at a fixed kernel, f <- f - rate K_0 A f. By then the parameters of a network of any width have moved by a
     fixed fraction, at a time that grows as the logarithm of the width.
     """
-    f, kernel = _function_space(encoder.apply, params, jnp.concatenate(two_views))
+    f, kernel = at_start(encoder.apply, params, jnp.concatenate(two_views))
     return steps_until(growth * np.sqrt(width_of(encoder)), f, kernel, rate)
 
 
@@ -121,11 +127,6 @@ def steps_until(size: float, f, kernel, rate: float) -> int:
 def width_of(encoder) -> int:
     """Hidden units, or channels of a CNN."""
     return encoder.channels if isinstance(encoder, encoders.CNN) else encoder.width
-
-
-@partial(jax.jit, static_argnums=0)
-def _function_space(apply, params, points):
-    return apply(params, points), empirical.empirical_ntk(apply, params, points)
 
 
 @cache

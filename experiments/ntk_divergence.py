@@ -23,7 +23,7 @@ Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for the failure under dot 
 """
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from experiments import _setting
 from theorykit import losses, results, training, verify
-from theorykit.ntk import drift, empirical, growth_rate
+from theorykit.ntk import drift, growth_rate
 
 SERIES = ("linear", "targets")
 SOURCE = "failure: Anil, Esser, Ghoshdastidar (arXiv 2403.08673); law of t*: derivation"
@@ -86,7 +86,7 @@ def _series(config, activation, series):
         for column, width in enumerate(config.widths):
             encoder = _setting.encoder(f"{activation}-2", width, 1)
             params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
-            start, kernel = _at_start(encoder.apply, params, points)
+            start, kernel = _setting.at_start(encoder.apply, params, points)
             growth = growth_rate.growth(kernel, _stacked_linear, start)
             rate[seed, column] = growth.discrete_rate(config.learning_rate)
             projection[seed, column] = growth.projection
@@ -110,11 +110,6 @@ def _series(config, activation, series):
     measured |= {"rate": rate, "projection": projection, "diverged": diverged}
     times = {f"{series}/times": config.learning_rate * np.array(at)}
     return times | {f"{series}/{name}/{activation}": values for name, values in measured.items()}
-
-
-@partial(jax.jit, static_argnums=0)
-def _at_start(apply, params, points):
-    return apply(params, points), empirical.empirical_ntk(apply, params, points)
 
 
 def _linearised(config, kernel, start, at):

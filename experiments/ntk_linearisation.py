@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from experiments import _setting
 from theorykit import results, training, verify
-from theorykit.ntk import empirical, gradient_flow
+from theorykit.ntk import gradient_flow
 
 SOURCE = "Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720); two views: derivation"
 SERIES = ("cosine InfoNCE", "linear dot")
@@ -95,7 +95,7 @@ def _cell(config, activation, series, seed, width):
     views = (a[:n], b[:n])
     points = jnp.concatenate([*views, a[n:], b[n:]])
     params = _setting.initial(encoder, _setting.cell_key(seed, width), a)
-    embeddings, kernel = _at_start(encoder.apply, params, points)
+    embeddings, kernel = _setting.at_start(encoder.apply, params, points)
     loss, times, longest = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times), config.learning_rate
     if series == "linear dot":
         # Its gap is of order one, so longer steps do, and its time is several times longer.
@@ -148,11 +148,6 @@ def _scaled_objective(apply, loss):
 
 def _parameters(params):
     return params
-
-
-@partial(jax.jit, static_argnums=0)
-def _at_start(apply, params, points):
-    return apply(params, points), empirical.empirical_ntk(apply, params, points)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -22,8 +22,8 @@ import optax
 
 from experiments import _spectral_identities as identities
 from experiments import _spectral_problems as problems
-from theorykit import results, training, verify
-from theorykit.spectral import compare, contrastive
+from theorykit import results, surrogate, training, verify
+from theorykit.spectral import compare
 
 SOURCES = {
     "S1": "Tian (arXiv 2201.12680)",
@@ -239,8 +239,8 @@ def _risks(config):
     @jax.vmap
     def measure(joint, s):
         outside = -jnp.sum(joint * s) + jax.nn.logsumexp(s, b=joint.sum(1)[:, None] * joint.sum(0)[None, :])
-        risks = jax.lax.map(lambda k: contrastive.info_nce_risk(joint, s, k), counts)
-        return {"risk": risks, "limit": contrastive.info_nce_limit(joint, s), "outside": outside}
+        risks = jax.lax.map(lambda k: surrogate.contrastive_risk(joint, s, k) - jnp.log(k), counts)
+        return {"risk": risks, "limit": surrogate.limiting_risk(joint, s), "outside": outside}
 
     both = np.concatenate([joints, tail / tail.sum(axis=(1, 2), keepdims=True)]), np.concatenate([scores, heavy])
     arrays = {"candidates": np.array(config.candidates)}

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quickly
-from finite_joints import CLOSE, K, N, expected_over_batches, generator, normal, on_scores, rectangular
+from finite_joints import CLOSE, K, N, generator, normal
 
 from theorykit import losses
 from theorykit.spectral.contrastive import (
     class_collision,
     contrastive_covariance,
     cross_spectral_optimum,
-    info_nce_limit,
-    info_nce_risk,
     kernel_contrastive,
     normalised_adjacency,
     others,
@@ -248,47 +246,6 @@ def test_a_class_without_mass_does_not_matter(x64):
     np.testing.assert_allclose(hinge(*wider, f), hinge(prior, conditionals, f), **CLOSE)
 
 
-# ---------------------------------------------------------------- InfoNCE of any number of candidates
-
-
-risk_of, limit_of = jax.jit(info_nce_risk), jax.jit(info_nce_limit)
-
-
-@pytest.mark.parametrize("candidates", [1, 2, 3])
-def test_exact_risk_is_the_mean_of_the_batch_loss(x64, candidates):
-    joint, scores = rectangular(4), 3 * normal(0, 3, 2)
-    mean = quickly(lambda s: expected_over_batches(joint, candidates, on_scores(losses.info_nce, s)), scores)
-    np.testing.assert_allclose(risk_of(joint, scores, candidates), mean - math.log(candidates), **CLOSE)
-
-
-def test_exact_risk_covers_points_without_mass_and_wide_scores(x64):
-    joint = jnp.asarray([[0.5, 0.0], [0.5, 0.0], [0.0, 0.0]])
-    for spread in (0.0, 30.0, 190.0):
-        scores = jnp.asarray([[0.0, spread], [spread, 0.0], [0.0, 0.0]])
-        np.testing.assert_allclose(risk_of(joint, scores, 5), 0, atol=1e-13)  # one partner: always found by chance
-    joint = jnp.asarray([[0.5, 0.0], [0.0, 0.5]])
-    found = risk_of(joint, 190 * jnp.eye(2), 4)
-    # With 0 to 3 further copies of the partner: E ln(1 + B), B binomial(3, 1/2), less ln 4.
-    expected = (3 * math.log(2) + 3 * math.log(3) + math.log(4)) / 8 - math.log(4)
-    np.testing.assert_allclose(found, expected, **CLOSE)
-
-
-def test_exact_risk_approaches_its_limit_in_proportion_to_the_number_of_candidates(x64):
-    joint, scores = rectangular(5, (4, 4)), normal(1, 4, 4)
-    limit = limit_of(joint, scores)
-    gaps = [float(risk_of(joint, scores, k) - limit) for k in (10**4, 2 * 10**4, 10**6)]
-    np.testing.assert_allclose(gaps[0] / gaps[1], 2, rtol=1e-3)
-    np.testing.assert_allclose(gaps[0] / gaps[2], 100, rtol=1e-3)
-
-
-def test_limit_is_least_at_the_pointwise_mutual_information(x64):
-    joint = rectangular(6, (4, 4))
-    best = jnp.log(pair_kernel(joint))
-    information = jnp.sum(joint * best)
-    np.testing.assert_allclose(limit_of(joint, best + normal(0, 4, 1)), -information, **CLOSE)
-    assert all(limit_of(joint, best + normal(s, 4, 4)) > -information for s in SEEDS)
-
-
 # ---------------------------------------------------------------- types and bad input
 
 
@@ -301,14 +258,12 @@ def test_single_precision_stays_single():
             spectral_optimum(joint, 2),
             cross_spectral_optimum(joint, 2),
             kernel_contrastive(jnp.eye(N, dtype=jnp.float32), 2)[:3],
-            info_nce_risk(joint, jnp.zeros_like(joint), 4),
             pair_weights(f, f, others(f), phi=jnp.log1p, psi=jnp.exp),
         ),
         joint,
         f,
     )
     assert all(leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
-    np.testing.assert_allclose(found[3], 0, atol=1e-5)
 
 
 JOINT = np.full((2, 2), 0.25, np.float32)
@@ -358,13 +313,6 @@ BAD = {
         lambda: class_collision(jnp.ones(2) / 2, jnp.ones((2, 3)) / 3, jnp.asarray(PAIR), loss=jnp.exp),
         ValueError,
         "do not match",
-    ),
-    "no candidate": (lambda: info_nce_risk(jnp.asarray(JOINT), jnp.asarray(JOINT), 0), ValueError, "at least 1"),
-    "scores": (lambda: info_nce_limit(jnp.asarray(JOINT), jnp.ones((2, 3))), ValueError, "one for each pair"),
-    "wide scores": (
-        lambda: info_nce_limit(jnp.asarray(JOINT), jnp.asarray([[0.0, 100.0], [0.0, 0.0]])),
-        ValueError,
-        "at most 69",
     ),
 }
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quickly
+from finite_joints import CLOSE, K, N, generator
 
 from theorykit import losses
 from theorykit.spectral.contrastive import spectral_optimum
@@ -15,13 +16,8 @@ from theorykit.spectral.eigenmaps import (
     vicreg_optimum,
 )
 
-N, K, D = 6, 3, 4
+D = 4
 BETA, RIDGE = 0.4, 0.02
-CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # float64: sums of some hundred terms of order 1
-
-
-def generator(*seed):
-    return np.random.default_rng(seed)
 
 
 def normal(seed, *shape):

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "results",
         "similarity",
         "spectral",
+        "surrogate",
         "training",
         "verify",
     ],

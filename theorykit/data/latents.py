@@ -63,7 +63,7 @@ def uniform_on_sphere(key: Key[Array, ""], count: int, dim: int) -> Float[Array,
     ------
     Muller 1959, A note on a method for generating points uniformly on n-dimensional spheres (CACM 2).
     """
-    _check_counts(count=count, dim=dim)
+    check_counts(count=count, dim=dim)
     return normalise(jax.random.normal(key, (count, dim), jnp.result_type(float)))
 
 
@@ -104,7 +104,7 @@ def von_mises_fisher(key: Key[Array, ""], means: Float[Array, "n d"], concentrat
     if d < 2:
         raise ValueError(f"means have {d} coordinate(s), where a sphere is two points: give at least 2.")
     _check_concentration("concentration", concentration)
-    if _concrete(means):
+    if is_concrete(means):
         norms = np.linalg.norm(np.asarray(means, np.float64), axis=1)
         # Rounding each of d coordinates moves the norm by at most sqrt(d) eps; as much again for the caller's work.
         if not np.all(np.abs(norms - 1) <= 10 * math.sqrt(d) * jnp.finfo(means.dtype).eps):
@@ -188,7 +188,7 @@ def sphere_pairs(key: Key[Array, ""], count: int, dim: int, *, concentration: Sc
     ------
     Zimmermann et al. 2021 (arXiv 2102.08850), section 3, the generative process.
     """
-    _check_counts(count=count)
+    check_counts(count=count)
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}: the sphere in one dimension is two points.")
     _check_concentration("concentration", concentration)
@@ -248,7 +248,7 @@ def smooth_generator(
     Gresele et al. 2020 (arXiv 2006.15090), the smooth leaky nonlinearity; the bounds: derivation.
     """
     outputs = dim if outputs is None else outputs
-    _check_counts(dim=dim, outputs=outputs, depth=depth)
+    check_counts(dim=dim, outputs=outputs, depth=depth)
     if outputs < dim:
         raise ValueError(f"{outputs} outputs cannot hold {dim} latents injectively: use outputs >= dim.")
     if not 0 < leak <= 1:
@@ -302,16 +302,16 @@ def _orthonormal(gaussian):
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(q.dtype)[None, :]
 
 
-def _check_counts(**counts):
+def check_counts(**counts):
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def _check_concentration(name, value):
-    if _concrete(value) and not (math.isfinite(value) and value >= 0):
+    if is_concrete(value) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number >= 0, got {value}: 0 is the uniform law.")
 
 
-def _concrete(value):
+def is_concrete(value):
     return not isinstance(value, jax.core.Tracer)

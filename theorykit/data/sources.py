@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Key
 
-from theorykit.data.latents import _check_counts
+from theorykit.data.latents import check_counts
 
 # Unit-variance draws by the name of their distribution. A Laplace variable of scale 1 has variance 2.
 _SHAPES = {
@@ -67,7 +67,7 @@ def independent_sources(
     ------
     Comon 1994, Independent component analysis, a new concept? (Signal Processing 36).
     """
-    _check_counts(count=count, dim=dim)
+    check_counts(count=count, dim=dim)
     return _draw(key, (count, dim), shape)
 
 
@@ -107,7 +107,7 @@ def modulated_sources(
     ------
     Hyvarinen, Morioka 2016 (arXiv 1605.06336), section 4, for the model; the levels are chosen here.
     """
-    _check_counts(segments=segments, length=length, dim=dim)
+    check_counts(segments=segments, length=length, dim=dim)
     if not (math.isfinite(spread) and spread >= 0):
         raise ValueError(f"spread must be a finite number >= 0, got {spread}: 0 gives stationary sources.")
     for_order, for_values = jax.random.split(key)
@@ -154,7 +154,7 @@ def autocorrelated_sources(
     ------
     Hyvarinen, Morioka 2017 (AISTATS; PMLR 54), section 5.1, for the non-Gaussian autoregressive model.
     """
-    _check_counts(count=count, dim=dim)
+    check_counts(count=count, dim=dim)
     if not -1 < memory < 1:
         raise ValueError(f"memory must lie inside (-1, 1), got {memory}: from 1 on the variance grows without end.")
     # The start is forgotten to rounding after this many steps; the variance is 1 from the first one.

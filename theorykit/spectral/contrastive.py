@@ -14,7 +14,6 @@ function                      what it gives                                     
 `pair_kernel`                 p+(a, b) / (p(a) p(b)), the best unrestricted scores                        see there
 `kernel_contrastive`          orthonormal kernel features                                                 `linear` loss
 `class_collision`             bound on the loss of the mean classifier by the contrastive loss            a bound
-`info_nce_risk`, `..._limit`  exact InfoNCE of K candidates, and its form for K to infinity               a limit
 ============================  ==========================================================================  ============
 
 Types and shapes are checked always, values where they are known (not inside jit, vmap or grad).
@@ -29,7 +28,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from theorykit.similarity import check_array, check_views
-from theorykit.spectral._info_nce import info_nce_limit, info_nce_risk
 from theorykit.spectral._pairs import (
     ROUNDING,
     PairSpectrum,
@@ -54,8 +52,6 @@ __all__ = [
     "class_collision",
     "contrastive_covariance",
     "cross_spectral_optimum",
-    "info_nce_limit",
-    "info_nce_risk",
     "kernel_contrastive",
     "normalised_adjacency",
     "others",

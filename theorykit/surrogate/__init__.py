@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "risk": ["contrastive_risk", "excess_risk", "minimal_risk", "optimal_score"],
         "bounds": ["Chain", "chain"],
-        "information_loss": ["encoder_sufficiency", "sufficiency"],
+        "information_loss": ["encoder_sufficiency", "limiting_risk", "sufficiency"],
     },
 )

@@ -25,7 +25,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
 from theorykit.surrogate import risk
-from theorykit.surrogate.information_loss import log_model_ratio, model_conditional
+from theorykit.surrogate.information_loss import divergence_terms, log_model_ratio, model_conditional
 from theorykit.surrogate.joint import check_joint, check_score, density_ratio
 
 
@@ -330,9 +330,7 @@ def _divergence(weights, law, model):
     met, ruled_out = law > 0, (law > 0) & (model <= 0)
     model_there = jnp.where(model > 0, model, 1.0)
     u = jnp.where(met & ~ruled_out, jnp.log(jnp.where(met, law, 1.0)) - jnp.log(model_there), 0.0)
-    small = jnp.where(u < 1, u, 0.0)
-    near = model * (small * jnp.exp(small) - jnp.expm1(small))
-    terms = jnp.where(met, jnp.where(u < 1, near, law * (u - 1) + model), model)
+    terms = jnp.where(met, divergence_terms(law, model, u), model)
     total = jnp.sum(jnp.where(weights > 0, weights * terms, 0.0))
     return jnp.where(jnp.any((weights > 0) & ruled_out), jnp.inf, total)
 

@@ -140,6 +140,36 @@ def sufficiency(
     return found if side == "x" else found + _sufficiency(joint.T, score.T)
 
 
+def limiting_risk(joint: Float[Array, "nx ny"], score: Float[Array, "nx ny"]) -> Float[Array, ""]:
+    r"""Contrastive risk less ln K for infinitely many candidates: alignment of positives and uniformity.
+
+    .. math:: \lim_{K \to \infty} (R_K - \ln K) = -E_P s + E_p \ln Z_s = S(s) - I(X; Y)
+
+    The logarithm is inside the mean over x. Taken outside, as in the uniformity metric of the same source, it gives an
+    upper bound.
+
+    Parameters
+    ----------
+    joint, score : (nx, ny)
+        P, and s in nats; -inf rules a pair out.
+
+    Returns
+    -------
+    The limit in nats, at least -I(X; Y); +inf if a pair with P > 0 is ruled out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `contrastive_risk`.
+
+    Source: Wang, Isola (arXiv 2005.10242), theorem 1.
+    """
+    check_joint(joint, "limiting_risk")
+    check_score(joint, score, "limiting_risk")
+    log_w = log_model_ratio(joint, score)
+    return -jnp.sum(jnp.where(joint > 0, joint * jnp.where(joint > 0, log_w, 0.0), 0.0))
+
+
 def encoder_ratio(joint: Float[Array, "nx ny"], codes: Int[Array, " nx"]) -> Float[Array, "nx ny"]:
     """Density ratio of (T, Y) for an encoder T of x, at every x: r_T(T(x), y) = E_p[r(., y) | T = T(x)].
 
@@ -326,15 +356,20 @@ def log_model_ratio(joint: Float[Array, "nx ny"], score: Float[Array, "nx ny"]) 
     return jnp.where(empty[:, None], -jnp.inf, kept - log_z[:, None])
 
 
+def divergence_terms(a: Array, b: Array, log_quotient: Array) -> Array:
+    """Terms a ln(a/b) - a + b >= 0 of a KL divergence, elementwise, from a, b > 0 and ln(a/b)."""
+    # b (u e^u - e^u + 1) with u = ln(a/b) keeps its digits as u -> 0, but e^u may overflow.
+    small = jnp.where(log_quotient < 1, log_quotient, 0.0)
+    near = b * (small * jnp.exp(small) - jnp.expm1(small))
+    return jnp.where(log_quotient < 1, near, a * (log_quotient - 1) + b)
+
+
 def _sufficiency(joint, score):
     p, q = jnp.sum(joint, axis=1), jnp.sum(joint, axis=0)
     log_w, ratio = log_model_ratio(joint, score), density_ratio(joint)
     met, excluded = joint > 0, (joint > 0) & (log_w == -jnp.inf)
     log_quotient = jnp.log(jnp.where(met, ratio, 1.0)) - jnp.where(met & ~excluded, log_w, 0.0)
-    # r ln(r/w) - r + w = w (u e^u - e^u + 1) with u = ln(r/w), which keeps its digits as u -> 0; but e^u may overflow.
-    w, small = jnp.exp(log_w), jnp.where(log_quotient < 1, log_quotient, 0.0)
-    near = w * (small * jnp.exp(small) - jnp.expm1(small))
-    terms = jnp.where(met, jnp.where(log_quotient < 1, near, ratio * (log_quotient - 1) + w), w)
+    terms = jnp.where(met, divergence_terms(ratio, jnp.exp(log_w), log_quotient), jnp.exp(log_w))
     total = jnp.sum(jnp.where((p > 0)[:, None], p[:, None] * q[None, :] * terms, 0.0))
     return jnp.where(jnp.any(excluded), jnp.inf, total)
 
