@@ -1,19 +1,20 @@
 """What the NTK experiments share: encoders by name, views of images, triplets of two classes."""
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._side_by_side import one_object
 from theorykit import data, encoders, losses, similarity
 from theorykit.ntk import empirical
 
 # Rows are scaled to |x| = sqrt d (`data.to_sphere`), so that every layer, the first included, sees entries of order 1.
 
 
-@cache
+@one_object
 def encoder(name: str, width: int, features: int):
     """`relu-2` is an MLP of depth 2, `relu-cnn-3` a CNN of depth 3 on 8 x 8 images, `relu-flat-3` one without pooling.
 
@@ -60,7 +61,7 @@ DOT_LOSSES = {
 LINEAR_DOT = partial(_shifted_linear, **_DOT)
 
 
-@cache
+@one_object
 def descent(rate: float):
     """Gradient descent; one object per rate, because compiled programs are kept per optimiser."""
     return optax.sgd(rate)
@@ -73,14 +74,14 @@ def rows(name: str, key, count: int):
     return data.to_sphere(jnp.asarray(images[chosen]))
 
 
-@cache
+@one_object
 def views(seed: int, count: int):
     """Two augmented views of `count` digits, with |x| = sqrt d; another draw for every seed."""
     pairs = data.digit_views(jax.random.key(seed), count)
     return data.to_sphere(pairs.a), data.to_sphere(pairs.b)
 
 
-@cache
+@one_object
 def triplets(seed: int, count: int, classes=(0, 1)):
     """Anchors, positives and negatives (count, 64) of two classes of digits: the negative is a view of the other class.
 
@@ -129,7 +130,7 @@ def width_of(encoder) -> int:
     return encoder.channels if isinstance(encoder, encoders.CNN) else encoder.width
 
 
-@cache
+@one_object
 def _quadratic(n, z):
     """A of the linear dot loss L = f^T A f / 2 over the n stacked points of both views, (n z, n z)."""
     hessian = jax.jit(jax.hessian(lambda f: LINEAR_DOT(*jnp.split(f.reshape(n, z), 2))))

@@ -6,13 +6,14 @@ NumPy: the matrices are small or thin, and their sizes many.
 """
 
 import math
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import _setting
+from experiments._side_by_side import one_object
 from theorykit import data, losses
 
 # Of the five sets of classes tried at first, the one with the largest gap after the second eigenvalue.
@@ -68,7 +69,7 @@ def components(encoder, weights, x, anchors):
     return encoder.apply(weights, x), jnp.mean(gradients, axis=0)
 
 
-@cache
+@one_object
 def quadratic(constrained):
     """Tr(W^T C W) and a snapshot of W, for `stiefel_descent` with C as its data."""
 
@@ -82,7 +83,7 @@ def quadratic(constrained):
     return loss, snapshot
 
 
-@cache
+@one_object
 def problem(encoder, constrained):
     """Loss and snapshot for `stiefel_descent`; one pair for each encoder, because compiled programs are kept by them.
 
@@ -129,7 +130,7 @@ def views(kind, seed, count, shrink=None):
     return turned(seed, count, shrink)
 
 
-@cache
+@one_object
 def turned(seed, count, shrink):
     """Gaussian triplets with |x| = sqrt d that quarter turns of the plane of directions 1 and 2 map onto themselves.
 

@@ -20,6 +20,7 @@ Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for constancy under cosine
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._side_by_side import side_by_side
 from theorykit import results, training, verify
 from theorykit.ntk import drift
 
@@ -65,7 +67,9 @@ PRESETS = {
         cosine=("InfoNCE",),
         dot=("InfoNCE", "Barlow Twins"),
         seeds=8,
+        steps=100,
         long_width=128,
+        long_steps=(100, 200, 400),
     ),
     "quick": Config(),
     "full": Config(widths=tuple(2**k for k in range(8, 17, 2)), seeds=16),
@@ -136,12 +140,14 @@ def _sweep(config, activation, series):
     at = _measured_steps(config)
     measured = np.full((len(_MEASURED), config.seeds, len(config.widths), 2 if series == CONTROL else len(at)), np.nan)
     taken = np.zeros((config.seeds, len(config.widths)))
-    for seed in range(config.seeds):
-        for column, width in enumerate(config.widths):
-            found = _drift(config, activation, series, width, seed, config.steps, at)
-            reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
-            measured[:, seed, column, :reached] = [getattr(found, name) for name in _MEASURED]
-            taken[seed, column] = found.steps[-1]
+
+    def measure(seed, column):
+        found = _drift(config, activation, series, config.widths[column], seed, config.steps, at)
+        reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
+        measured[:, seed, column, :reached] = [getattr(found, name) for name in _MEASURED]
+        taken[seed, column] = found.steps[-1]
+
+    side_by_side(measure, np.ndindex(taken.shape))
     key = f"{series}/{activation}"
     return {f"{name}/{key}": values for name, values in zip(_MEASURED, measured, strict=True)} | {f"taken/{key}": taken}
 
@@ -149,10 +155,10 @@ def _sweep(config, activation, series):
 def _long(config, activation, series):
     at = [s for s in (*_measured_steps(config), *config.long_steps) if s <= config.long_steps[-1]]
     at = sorted({*at, 0})
-    runs = [
-        _drift(config, activation, series, config.long_width, seed, config.long_steps[-1], at)
-        for seed in range(config.seeds)
-    ]
+    runs = side_by_side(
+        partial(_drift, config, activation, series, config.long_width),
+        [(seed, config.long_steps[-1], at) for seed in range(config.seeds)],
+    )
     return {f"long/{series}/{activation}": np.array([run.change for run in runs]), "long steps": np.array(at)}
 
 

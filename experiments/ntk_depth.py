@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._side_by_side import side_by_side
 from theorykit import results, training, verify
 from theorykit.ntk import drift
 
@@ -67,27 +68,27 @@ def run(config: Config) -> dict[str, np.ndarray]:
 
 def _sweep(config, name, widths, series):
     change, smallest = np.empty((2, config.seeds, len(widths)))
-    for seed in range(config.seeds):
-        views = _setting.views(seed, config.pairs)
-        for column, width in enumerate(widths):
-            encoder = _setting.encoder(name, width, config.features)
-            params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
-            rate = config.learning_rate
-            if series == SERIES[1]:
-                rate = width * (config.rate_per_channel if "flat" in name else config.rate_per_unit)
-            found = drift.kernel_drift(
-                encoder.apply,
-                training.objective(encoder.apply, _setting.COSINE_LOSSES["InfoNCE"]),
-                params,
-                views,
-                points=views[0],
-                optimizer=_setting.descent(rate),
-                steps=config.steps,
-                at=[0, config.steps],
-            )
-            finished = found.status == "finished"
-            change[seed, column] = found.change[-1] if finished else np.nan
-            smallest[seed, column] = found.smallest.min()
+
+    def measure(seed, column):
+        views, width, rate = _setting.views(seed, config.pairs), widths[column], config.learning_rate
+        encoder = _setting.encoder(name, width, config.features)
+        if series == SERIES[1]:
+            rate = width * (config.rate_per_channel if "flat" in name else config.rate_per_unit)
+        found = drift.kernel_drift(
+            encoder.apply,
+            training.objective(encoder.apply, _setting.COSINE_LOSSES["InfoNCE"]),
+            _setting.initial(encoder, _setting.cell_key(seed, width), views[0]),
+            views,
+            points=views[0],
+            optimizer=_setting.descent(rate),
+            steps=config.steps,
+            at=[0, config.steps],
+        )
+        finished = found.status == "finished"
+        change[seed, column] = found.change[-1] if finished else np.nan
+        smallest[seed, column] = found.smallest.min()
+
+    side_by_side(measure, np.ndindex(change.shape))
     measured = {"change": change, "smallest": smallest}
     return {f"{measure}/{series}/{name}": values for measure, values in measured.items()}
 

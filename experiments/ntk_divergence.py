@@ -23,7 +23,6 @@ Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for the failure under dot 
 """
 
 import dataclasses
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._side_by_side import one_object, side_by_side
 from theorykit import losses, results, training, verify
 from theorykit.ntk import drift, growth_rate
 
@@ -58,7 +58,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(activations=("tanh",), widths=(1024, 3072, 8192), triplets=8, stride=4),
+    "smoke": Config(activations=("tanh",), widths=(1024, 2560, 6144), triplets=8, stride=4),
     "quick": Config(),
     "full": Config(widths=tuple(2**k for k in range(10, 17)), seeds=16, steps=160),
 }
@@ -80,32 +80,33 @@ def _series(config, activation, series):
     shape = (config.seeds, len(config.widths))
     change, largest, linearised = np.full((3, *shape, len(at)), np.nan)
     rate, projection, diverged = np.empty((3, *shape))
-    for seed in range(config.seeds):
-        views = _setting.triplets(seed, config.triplets)
-        points = jnp.concatenate(views)
-        for column, width in enumerate(config.widths):
-            encoder = _setting.encoder(f"{activation}-2", width, 1)
-            params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
-            start, kernel = _setting.at_start(encoder.apply, params, points)
-            growth = growth_rate.growth(kernel, _stacked_linear, start)
-            rate[seed, column] = growth.discrete_rate(config.learning_rate)
-            projection[seed, column] = growth.projection
-            linearised[seed, column] = _linearised(config, kernel, start, at)
-            objective, data = _problem(encoder, series, views)
-            found = drift.kernel_drift(
-                encoder.apply,
-                objective,
-                params,
-                data,
-                points=views[0],
-                optimizer=_setting.descent(config.learning_rate),
-                steps=steps,
-                at=at,
-            )
-            reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
-            change[seed, column, :reached], largest[seed, column, :reached] = found.change, found.largest
-            updates = len(found.losses) * config.learning_rate
-            diverged[seed, column] = updates if found.status == "diverged" else np.inf
+
+    def measure(seed, column):
+        views, width = _setting.triplets(seed, config.triplets), config.widths[column]
+        encoder = _setting.encoder(f"{activation}-2", width, 1)
+        params = _setting.initial(encoder, _setting.cell_key(seed, width), views[0])
+        start, kernel = _setting.at_start(encoder.apply, params, jnp.concatenate(views))
+        growth = growth_rate.growth(kernel, _stacked_linear, start)
+        rate[seed, column] = growth.discrete_rate(config.learning_rate)
+        projection[seed, column] = growth.projection
+        linearised[seed, column] = _linearised(config, kernel, start, at)
+        objective, data = _problem(encoder, series, views)
+        found = drift.kernel_drift(
+            encoder.apply,
+            objective,
+            params,
+            data,
+            points=views[0],
+            optimizer=_setting.descent(config.learning_rate),
+            steps=steps,
+            at=at,
+        )
+        reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
+        change[seed, column, :reached], largest[seed, column, :reached] = found.change, found.largest
+        updates = len(found.losses) * config.learning_rate
+        diverged[seed, column] = updates if found.status == "diverged" else np.inf
+
+    side_by_side(measure, np.ndindex(shape))
     measured = {"change": change, "largest": largest, "linearised": linearised}
     measured |= {"rate": rate, "projection": projection, "diverged": diverged}
     times = {f"{series}/times": config.learning_rate * np.array(at)}
@@ -124,7 +125,7 @@ def _linearised(config, kernel, start, at):
     return np.array(norms)[at]
 
 
-@cache
+@one_object
 def _quadratic(n):
     """A of the linear dot loss L = f^T A f / 2 over the n stacked points, (n, n)."""
     hessian = jax.jit(jax.hessian(lambda f: _stacked_linear(f[:, None])))
@@ -142,7 +143,7 @@ def _problem(encoder, series, views):
     return training.objective(encoder.apply, losses.linear), views
 
 
-@cache
+@one_object
 def _target_objective(apply):
     """The linear loss with given embeddings of the positives and negatives."""
 

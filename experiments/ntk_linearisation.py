@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._side_by_side import side_by_side
 from theorykit import results, training, verify
 from theorykit.ntk import gradient_flow
 
@@ -56,7 +57,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(activations=("tanh",), widths=(128, 512, 2048), seeds=10, pairs=8, heldout=4, times=(10.0,)),
+    "smoke": Config(activations=("tanh",), widths=(128, 512, 2048), seeds=10, pairs=6, heldout=3, times=(10.0,)),
     "quick": Config(),
     "full": Config(widths=(256, 1024, 4096, 16384), seeds=16, learning_rate=0.02),
 }
@@ -76,10 +77,13 @@ def _sweep(config, activation, series):
     times = len(config.times) if series == SERIES[0] else 1
     gap, floor, plain = np.full((3, len(PARTS), config.seeds, len(config.widths), times), np.nan)
     ends = np.empty((config.seeds, len(config.widths)))
-    for seed in range(config.seeds):
-        for column, width in enumerate(config.widths):
-            cell = (slice(None), seed, column)
-            gap[cell], floor[cell], plain[cell], ends[cell[1:]] = _cell(config, activation, series, seed, width)
+
+    def measure(seed, column):
+        cell = (slice(None), seed, column)
+        found = _cell(config, activation, series, seed, config.widths[column])
+        gap[cell], floor[cell], plain[cell], ends[cell[1:]] = found
+
+    side_by_side(measure, np.ndindex(ends.shape))
     measured = {"gap": gap, "floor": floor, "plain": plain}
     named = {f"{name}/{part}": values[i] for name, values in measured.items() for i, part in enumerate(PARTS)}
     return {f"{name}/{series}/{activation}": values for name, values in named.items()} | {

@@ -32,6 +32,7 @@ import optax
 import scipy.special
 
 from experiments import _candidates
+from experiments._side_by_side import side_by_side
 from theorykit import losses, results, training, verify
 from theorykit.spectral import compare, gaussian
 
@@ -75,7 +76,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(candidates=(4, 64), loss_candidates=512),
+    "smoke": Config(candidates=(4, 64), rows=384, loss_candidates=512),
     "quick": Config(),
     "full": Config(seeds=16, candidates=(4, 16, 64, 256), rows=2048, steps=1000, loss_candidates=4096),
 }
@@ -84,8 +85,11 @@ PRESETS = {
 def run(config: Config) -> dict[str, np.ndarray]:
     """clip/<what>/<runs> and info_nce/<what>/<runs> (seeds, candidates, ...), exact optima, integrals, Monte Carlo."""
     arrays = {"candidates": np.array(config.candidates), "large": 2 ** np.array(config.large)}
-    for kind, train in (("clip", _clip), ("info_nce", _info_nce)):
-        columns = [results.part(f"{kind}-{k}", partial(train, config, k)) for k in config.candidates]
+    kinds = {"clip": _clip, "info_nce": _info_nce}
+    cells = [(f"{kind}-{k}", partial(train, config, k)) for kind, train in kinds.items() for k in config.candidates]
+    trained = dict(zip([label for label, _ in cells], side_by_side(results.part, cells), strict=True))
+    for kind in kinds:
+        columns = [trained[f"{kind}-{k}"] for k in config.candidates]
         arrays |= {f"{kind}/{name}": np.stack([c[name] for c in columns], axis=1) for name in columns[0]}
     with jax.enable_x64(True):
         arrays |= results.part("exact", partial(_exact, config))

@@ -50,6 +50,7 @@ import threadpoolctl
 from tqdm import tqdm
 
 from experiments import _setting, _subspace
+from experiments._side_by_side import side_by_side
 from theorykit import data, results, verify
 from theorykit.spectral import compare, stiefel
 
@@ -119,6 +120,8 @@ PRESETS = {
         series=(Series(*_TANH, (128, 512, 1024, 2048), 48, 15.0), Series(*_GAUSSIAN, (2048,), 48, 4.0)),
         shrinks=(0.5, 1.0),
         linear=0.7,
+        snapshots=(0.0, 0.15, 0.25, 0.37, 0.5, 0.6, 0.8, 1.0),
+        fixed_steps=1200,
         pictured=20,
     ),
     "quick": Config(),
@@ -175,8 +178,11 @@ def steps(config: Config, series: Series) -> list[int]:
 
 def _sweep(config, series, cells):
     with threadpoolctl.threadpool_limits(1):  # small eigenproblems, on which threads get into each other's way
-        table = [[_cell(config, series, seed, **cell) for cell in cells] for seed in range(config.seeds)]
-    return {name: np.array([[cell[name] for cell in row] for row in table]) for name in table[0][0]}
+        found = side_by_side(
+            lambda seed, column: _cell(config, series, seed, **cells[column]), np.ndindex(config.seeds, len(cells))
+        )
+    table = {name: np.array([cell[name] for cell in found]) for name in found[0]}
+    return {name: values.reshape(config.seeds, len(cells), *values.shape[1:]) for name, values in table.items()}
 
 
 def _cell(config, series, seed, width, shrink=0.5, faster=1.0, constrained=True):
