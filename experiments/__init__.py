@@ -6,10 +6,15 @@ An experiment is a module with ``Config``, ``PRESETS``, ``run(config)`` and ``ve
 
 # Cheapest first, so that the first figure is there soon.
 ORDER = (
+    "surrogate_identity",
+    "surrogate_bound",
+    "prompts",
     "spectral_optima",
     "ntk_extrapolation",
     "spectral_dynamics",
     "spectral_gaussian",
+    "mi_bounds",
+    "surrogate_downstream",
     "ntk_width",
     "ntk_linearisation",
     "ntk_divergence",

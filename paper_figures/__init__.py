@@ -6,10 +6,15 @@ A figure is a module with ``EXPERIMENT`` (the name of an experiment) or ``EXPERI
 """
 
 FIGURES = (
+    "surrogate_identity",
+    "surrogate_bound",
+    "prompts",
     "spectral_optima",
     "ntk_extrapolation",
     "spectral_dynamics",
     "spectral_gaussian",
+    "mi_bounds",
+    "surrogate_downstream",
     "ntk_width",
     "ntk_linearisation",
     "ntk_divergence",

@@ -93,6 +93,7 @@ def test_peak_memory_of_a_fresh_interpreter_sees_its_own_arrays_only():
     assert before < 3 * size
 
 
+@pytest.mark.slow
 @needs_peers
 @pytest.mark.parametrize("name", contestants.PEERS)
 def test_every_peer_computes_the_same_kernel_in_one_piece_and_in_blocks(name):

@@ -80,6 +80,7 @@ def test_both_methods_find_prescribed_correlations_in_float64(x64):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_directions_solve_the_generalised_eigenproblem(ridge, x64):
     x, y = views()
@@ -92,6 +93,7 @@ def test_directions_solve_the_generalised_eigenproblem(ridge, x64):
         np.testing.assert_allclose(found.mean_x, x.mean(0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_randomised_keeps_its_tolerance_and_estimates_its_error(x64):
     x, y = views()
     _, a, b = reference(x, y, 6)
@@ -113,6 +115,7 @@ def test_float32_reaches_its_rounding(x64):
             assert sine(centred(x) @ np.asarray(found.x_weights, float), centred(x) @ a) < 9 * EPS32 / 0.05 * 10
 
 
+@pytest.mark.slow
 def test_correlations_agree_with_scikit_learn(x64):
     x, y = (view[:, :5] for view in views())
     theirs = sklearn.cross_decomposition.CCA(3, scale=False, tol=1e-14, max_iter=5000).fit(x, y)
@@ -126,6 +129,7 @@ def test_correlations_agree_with_scikit_learn(x64):
         np.testing.assert_allclose(np.abs(correlation), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_correlations_do_not_change_under_invertible_maps_without_ridge(x64):
     x, y = (view[:, :6] for view in views())
     maps = np.random.default_rng(0).standard_normal((2, 6, 6))
@@ -145,6 +149,7 @@ def test_swapping_the_views_swaps_the_weights(x64):
     np.testing.assert_allclose(np.abs(one.x_weights), np.abs(other.y_weights), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_ridge_adds_to_the_variance_of_the_variates(x64):
     x, y = views()
     for found in methods(x, y, 4, ridge=0.3):
@@ -154,6 +159,7 @@ def test_the_ridge_adds_to_the_variance_of_the_variates(x64):
             )
 
 
+@pytest.mark.slow
 def test_the_largest_weight_of_x_is_positive_and_pairs_correlate_positively():
     x, y = views(np.float32)
     for found in methods(x, y, 6):
@@ -163,6 +169,7 @@ def test_the_largest_weight_of_x_is_positive_and_pairs_correlate_positively():
         assert np.all(np.sum(np.asarray(u) * np.asarray(v), axis=0) > 0)
 
 
+@pytest.mark.slow
 def test_low_rank_views_get_no_weight_where_they_have_no_variance(x64):
     x, y = views()
     x[:, 3] = 2.0  # constant
@@ -196,6 +203,7 @@ def test_too_few_points_are_an_error_without_ridge_and_defined_with_one(x64):
         cca.cca(x[:10, :5], y[:10, :5], 3)
 
 
+@pytest.mark.slow
 def test_repeated_correlations_determine_the_span(x64):
     x, y = with_correlations([0.9, 0.9, 0.9, 0.2], 60, 80, 300)
     _, a, _ = reference(x, y, 3)

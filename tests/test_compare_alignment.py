@@ -93,6 +93,7 @@ def test_over_all_orders_of_the_samples_debiased_cka_has_mean_zero_and_plain_cka
         close(jnp.mean(values), 0.0 if debiased else np.prod(parts) / (n - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("p", [3, 40])
 def test_a_large_mean_costs_cka_no_more_digits_than_the_features_lost(p, debiased):

@@ -68,6 +68,7 @@ def test_measures_are_the_same_under_jit_and_vmap(x64, name):
     jax.tree.map(lambda a, b: close(a[1], b), jax.vmap(function)(*stacked), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_results_have_the_dtype_of_the_input_also_where_float64_is_allowed(x64, name):
     function, arguments = every_measure()[name]
@@ -76,6 +77,7 @@ def test_results_have_the_dtype_of_the_input_also_where_float64_is_allowed(x64, 
         assert all(leaf.dtype == dtype for leaf in result if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALE_FREE)
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_measures_that_ignore_scale_ignore_one_whose_square_float32_lacks(name, scale):

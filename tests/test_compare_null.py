@@ -33,6 +33,7 @@ def fits_law(samples, law):
     assert scipy.stats.kstest(np.asarray(samples, np.float64), law.cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_random_subspaces_are_orthonormal_and_their_mean_projector_is_that_of_haar():
     bases = random_subspaces(jax.random.key(0), 4, 2, 2000)
     close(jnp.swapaxes(bases, 1, 2) @ bases, np.broadcast_to(np.eye(2), (2000, 2, 2)))
@@ -42,6 +43,7 @@ def test_random_subspaces_are_orthonormal_and_their_mean_projector_is_that_of_ha
     within_noise(jnp.linalg.det(random_subspaces(jax.random.key(1), 3, 3, 2000)), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "k"), [(5, 1), (10, 3)])
 def test_mean_overlap_and_mean_squared_distance_of_random_subspaces_are_exact(d, k):
     within_noise(null(jax.random.key(0), spectrum_overlap, (d, k, k), 1000), k / d)
@@ -66,6 +68,7 @@ def test_subspaces_that_must_meet_have_smallest_angle_zero_and_largest_angles_va
     assert jnp.std(largest) > 0.05
 
 
+@pytest.mark.slow
 def test_null_of_r2_of_one_target_is_a_beta_law():
     n, p = 12, 3
     values = null(jax.random.key(0), r_squared, (n, p, 1), 1000, draw=random_features)
@@ -95,6 +98,7 @@ def test_null_of_debiased_cka_has_mean_zero_and_that_of_plain_cka_its_ratio_of_m
     np.testing.assert_allclose(plain.mean(), expected, rtol=5 * np.std(plain) / expected / 10 + 1 / (100 * min(p, q)))
 
 
+@pytest.mark.slow
 def test_null_of_the_correlation_of_single_sources_is_a_beta_law_and_more_sources_raise_it():
     n = 12
     one = null(jax.random.key(0), correlation, (n, 1, 1), 1000, draw=random_features)

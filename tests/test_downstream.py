@@ -40,6 +40,7 @@ def test_excesses_of_all_tokens_sum_to_the_sufficiency(x64, sizes, zeros):
         np.testing.assert_allclose(jnp.sum(found.bayes), entropy, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_order_of_tokens_is_that_of_ravel_multi_index(x64):
     joint, score = draw(0)
     model, found = np.asarray(model_conditional(joint, score)), downstream.next_token(joint, score, SIZES)

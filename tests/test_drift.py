@@ -130,6 +130,7 @@ def test_a_diverging_run_is_measured_as_far_as_it_came():
         assert np.isfinite(column).all()
 
 
+@pytest.mark.slow
 def test_little_memory_changes_nothing_but_rounding(x64):
     arguments = setting(MLP(5, 2, activation="tanh"))
     whole, split = (

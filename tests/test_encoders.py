@@ -98,6 +98,7 @@ def test_activations_are_the_functions_they_are_named_after(x64, name, formula):
     np.testing.assert_allclose(encoders.ACTIVATIONS[name](jnp.asarray(u)), formula(u), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [Dense(7, use_bias=True), Conv(7, kernel_size=(3, 2), use_bias=True)])
 def test_a_layer_is_its_scale_times_the_kernel_plus_its_bias_scale_times_the_bias(x64, layer):
     layer = layer.clone(weight_std=1.5, bias_std=0.3)
@@ -154,6 +155,7 @@ def test_convolution_is_the_naive_sum(x64, size, kernel_size, strides, padding):
     np.testing.assert_allclose(y, naive_convolution(x, kernel, strides, padding), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_cnn_with_average_pooling_and_one_position_is_an_mlp(x64):
     x = rows(dtype="float64")
     cnn, mlp = CNN(6, 3, (1, 1, 16), kernel_size=(1, 1), use_bias=True), MLP(6, 3, depth=3, use_bias=True)
@@ -164,6 +166,7 @@ def test_cnn_with_average_pooling_and_one_position_is_an_mlp(x64):
     np.testing.assert_allclose(cnn.apply({"params": moved}, x), mlp.apply({"params": params}, x), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "shape"), [(CNN(4, 3, (4, 2, 2)), (4, 2, 2)), (Transformer(8, 3, tokens=(4, 4)), (4, 4))]
 )
@@ -195,6 +198,7 @@ def test_attention_is_the_softmax_average_of_values_in_each_head(x64):
         np.testing.assert_allclose(out[n, :, part], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", SMALL, ids=NAMES)
 def test_every_parameter_has_a_finite_gradient_that_is_not_all_zero(encoder):
     x = rows()

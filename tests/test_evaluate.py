@@ -30,6 +30,7 @@ def digits():
 # ---------------------------------------------------------------- linear probe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3])
 def test_logistic_probe_has_the_weights_of_scikit_learn(digits, penalty):
     x, labels = digits
@@ -263,6 +264,7 @@ def test_recall_does_not_depend_on_a_rotation_or_on_the_block_size(monkeypatch):
     evaluate._ranks.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_recall_of_every_dtype_is_that_of_its_values(dtype, x64):
     za, zb = normal(0, 40, 4).astype(dtype), normal(1, 40, 4).astype(dtype)
@@ -306,6 +308,7 @@ def test_uniformity_is_the_naive_mean_over_pairs(t):
     assert uniformity(z, t=t) == pytest.approx(naive_uniformity(z, t), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_uniformity_between_its_limits():
     point = jnp.broadcast_to(normal(0, 1, 5), (9, 5))
     assert uniformity(point) == pytest.approx(0, abs=1e-5)

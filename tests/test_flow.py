@@ -96,6 +96,7 @@ def error_bound(path, values, amplification=1.0):
 TIMES = np.array([0.0, 0.3, 1.0, 2.5])
 
 
+@pytest.mark.slow
 def test_time_zero_returns_the_initial_values_exactly(x64):
     kernel, views, cross, fh = problem()
     path = flow(kernel, contrast, views, TIMES, cross=cross, heldout0=fh)

@@ -10,6 +10,7 @@ from theorykit.ntk import gradient_flow
 from theorykit.ntk.gradient_flow import DIVERGED, MAX_STEPS, SINGULAR, flow, flow_stacked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("power", "dtype"), [(6, jnp.float64), (4, jnp.float32)])
 def test_a_blow_up_in_finite_time_is_reported(x64, power, dtype):
     # f' = f^(p - 1) from 1: f = (1 - t/t*)^(-1/(p - 2)), t* = 1/(p - 2).

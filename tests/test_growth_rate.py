@@ -53,6 +53,7 @@ def test_the_spectrum_is_that_of_the_unsymmetric_product(x64, parameters):
     assert found.gap == pytest.approx(found.spectrum[-1] - found.spectrum[-2], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [40, 10])
 def test_rate_and_projection_are_the_limit_of_the_linear_flow(x64, parameters):
     kernel, f0 = problem(parameters)

@@ -159,6 +159,7 @@ def test_relu_kernel_of_parallel_inputs_has_no_angle(depth, x64):
     np.testing.assert_allclose(jnp.diag(infinite_ntk(MLP(4, 2, depth=depth), x[:2], x[2:])), expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["average", "flatten"])
 @pytest.mark.parametrize(("activation", "use_bias"), [("relu", True), ("erf", False)])
 def test_cnn_kernels_are_the_naive_sums_over_positions(pooling, activation, use_bias, x64):
@@ -187,6 +188,7 @@ def empirical(encoder, x, key):
     return jnp.einsum("iop,jqp->ijoq", jacobian, jacobian, precision="highest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -222,6 +224,7 @@ def test_a_wide_deep_encoder_is_within_a_few_inverse_root_widths(encoder):
     assert np.linalg.norm(measured - limit) < encoder.depth / np.sqrt(width) * np.linalg.norm(limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("encoder", [MLP(4, 2, depth=3), CNN(4, 2, (4, 4, 1), pooling="flatten")])
 def test_blank_inputs_have_a_zero_kernel_without_biases(encoder, activation):
@@ -267,6 +270,7 @@ def test_saturated_tanh_is_refused():
         infinite_ntk(MLP(4, 2, activation="tanh"), 10 * rows(dtype="float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [MLP(4, 2, depth=3, use_bias=True), CNN(4, 2, (4, 4, 1), activation="gelu")])
 def test_blocks_give_the_kernel_of_one_block(encoder, monkeypatch, x64):
     a, b = rows(7), rows(5, seed=1)

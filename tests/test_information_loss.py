@@ -45,6 +45,7 @@ def test_sufficiency_is_its_definition_and_ignores_a_function_of_x(seed, deviati
         np.testing.assert_allclose(suff.sufficiency(joint, score, side="both"), found + reverse, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_log_ratio_is_sufficient_and_a_constant_score_loses_all_information(x64):
     joint, _ = draw(0)
     assert suff.sufficiency(joint, jnp.log(joints.density_ratio(joint))) < 1e-15
@@ -85,6 +86,7 @@ def test_widely_spread_scores_stay_finite(x64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", DIVERGENCES.values(), ids=DIVERGENCES)
 @pytest.mark.parametrize("zeros", [0.0, 0.5])
 def test_the_three_forms_of_an_encoders_loss_are_equal(x64, f, zeros):
@@ -153,6 +155,7 @@ def test_the_chain_is_ordered(x64, side):
     assert found.ratio < 1.001
 
 
+@pytest.mark.slow
 def test_identical_variables_have_no_bound_free_of_the_distribution(x64):
     found = chain(joints.identical(64), jnp.zeros((64, 64)), 4)
     np.testing.assert_allclose(found.sufficiency, np.log(64), rtol=1e-12)

@@ -59,6 +59,7 @@ def test_points_are_uniform_on_the_sphere_in_their_first_four_moments(d):
         mean_is(z[:, 0] ** 2 * z[:, 1] ** 2, 1 / (d * (d + 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "kappa"), LAWS)
 def test_von_mises_fisher_has_the_mean_and_second_moment_of_its_law(d, kappa):
     means = directions(1, N, d)

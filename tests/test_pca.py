@@ -53,6 +53,7 @@ def test_both_methods_find_a_prescribed_spectrum_in_float64(x64):
         assert found.angle <= pca.TOLERANCE
 
 
+@pytest.mark.slow
 def test_randomised_keeps_its_tolerance_in_float32_without_a_gap():
     x, components = with_spectrum(SLOW_DECAY, 300, mean=3.0)
     found = pca.pca(x.astype(np.float32), 32, method="randomised", key=KEY)
@@ -69,6 +70,7 @@ def test_a_smaller_tolerance_takes_more_passes_and_is_kept(x64):
     assert sine(tight.components, components[:, :8]) <= 1e-10
 
 
+@pytest.mark.slow
 def test_restarts_of_the_basis_still_converge(x64):
     # Two clusters: the first 20 variances hardly differ from the rest, which takes more than the blocks of one basis.
     variances = np.concatenate([np.full(20, 1.02), np.linspace(1.0, 0.5, 380)])
@@ -108,6 +110,7 @@ def test_a_mean_far_beyond_the_spread_costs_no_digits_but_its_own():
         assert sine(found.components, components[:, :4]) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (7, 30), (30, 7), (40, 300)])
 def test_every_shape_gives_orthonormal_components_and_the_numpy_variances(n, d, x64):
     x = np.random.default_rng(n).standard_normal((n, d))
@@ -118,6 +121,7 @@ def test_every_shape_gives_orthonormal_components_and_the_numpy_variances(n, d, 
         np.testing.assert_allclose(found.components.T @ found.components, np.eye(most), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_low_rank_data_have_variance_zero_beyond_their_rank(x64):
     x, _ = with_spectrum([3.0, 2.0, 1.0], 50)
     wide = x @ rotation(5, 200, 3).T + 7.0
@@ -129,6 +133,7 @@ def test_low_rank_data_have_variance_zero_beyond_their_rank(x64):
     assert found.status == _krylov.ROUNDING and found.angle == np.inf  # variances 6 and 7 are both 0
 
 
+@pytest.mark.slow
 def test_constant_features_have_no_weight_and_constant_data_no_variance():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.standard_normal((60, 3)), np.full((60, 2), 0.1)], axis=1).astype(np.float32)
@@ -140,6 +145,7 @@ def test_constant_features_have_no_weight_and_constant_data_no_variance():
         np.testing.assert_allclose(found.components.T @ found.components, np.eye(2), atol=10 * EPS32)
 
 
+@pytest.mark.slow
 def test_repeated_variances_determine_the_span_and_a_cut_through_them_is_reported(x64):
     variances = np.concatenate([[2.0], np.full(4, 1.0), np.full(145, 0.1)])
     x, components = with_spectrum(variances, 400)
@@ -154,6 +160,7 @@ def test_repeated_variances_determine_the_span_and_a_cut_through_them_is_reporte
     assert "larger gap" in cut.describe()
 
 
+@pytest.mark.slow
 def test_passes_that_run_out_are_reported_with_the_error_so_far():
     x, components = with_spectrum(SLOW_DECAY, 300)
     found = pca.pca(x.astype(np.float32), 8, method="randomised", key=KEY, max_steps=2)
@@ -163,6 +170,7 @@ def test_passes_that_run_out_are_reported_with_the_error_so_far():
     assert sine(found.components, components[:, :8]) > pca.TOLERANCE
 
 
+@pytest.mark.slow
 def test_residuals_are_those_of_the_covariance(x64):
     x, _ = with_spectrum(SLOW_DECAY, 300)
     found = pca.pca(x, 8, method="randomised", key=KEY, tolerance=1e-2)

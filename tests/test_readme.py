@@ -47,6 +47,7 @@ def test_every_link_to_a_file_leads_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_example_of_a_new_experiment_runs_and_its_verdicts_are_as_expected(toy, capsys):
     for package in ("experiments", "paper_figures"):
         code = next(

@@ -105,6 +105,7 @@ def test_the_kernel_of_a_mesh_is_that_of_one_device(found):
     assert max(errors.values()) < ROUNDING, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize("memory", [2**30, 3000])
 def test_every_device_holds_only_its_rows(found, kind, memory):

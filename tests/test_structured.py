@@ -121,6 +121,7 @@ FLAX_CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLAX_CONVOLUTIONS)
 def test_methods_agree_on_flax_convolutions(x64, name):
     check(*started(convolutions(nn.Conv, **FLAX_CONVOLUTIONS[name]), points(3, 6, 6, 2)))

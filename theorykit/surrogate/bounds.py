@@ -1,7 +1,14 @@
-"""The chain from the contrastive risk L1 of a score to its sufficiency S, with the bounds between them."""
+r"""The chain from the contrastive risk L1 of a score to its sufficiency S, with the bounds between them.
 
+S <= C Excess_K is false with C = 1 at any finite K, and with any C that depends on K alone. `ceiling_factor` is a
+constant that knows an upper bound of the model only and is of the right order in it. `floor_factor`, which needs a
+lower bound too, is the one of earlier derivations and never smaller.
+"""
+
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,7 +27,7 @@ class Chain(NamedTuple):
     sufficiency, gap
         S and S - excess, the KL divergence between the laws of x and all candidates under P and under the model.
     factor, upper
-        C with S <= C excess, infinite where no bound on r and w gives one, and C excess.
+        C with S <= C excess, infinite for one candidate, and C excess.
     ratio
         S / excess, what C bounds; not-a-number where both are 0.
     """
@@ -40,11 +47,9 @@ def chain(
 ) -> Chain:
     r"""Contrastive risk, its excess, sufficiency, and the bounds between them.
 
-    .. math:: Excess_K \le S \le C \, Excess_K, \qquad
-              C = \min \Big( 1 + \frac{4 B^3 B'}{K}, \; \frac{1}{1 - 2 B B' / K} \text{ if } K > 2 B B' \Big)
+    .. math:: Excess_K \le S \le C \, Excess_K
 
-    with B the largest of r and w and B' the largest of 1/w where p q > 0. C is loose by orders of magnitude; `ratio` is
-    what it bounds.
+    with C the `ceiling_factor` at B the largest of r and w where p q > 0. `ratio` is what C bounds.
 
     Parameters
     ----------
@@ -60,8 +65,7 @@ def chain(
     TypeError, ValueError
         As `contrastive_risk`.
 
-    Source: derivation (data processing for the lower bound; second-order expansion of the KL divergence of mixtures
-    for the upper one).
+    Source: derivation (data processing for the lower bound, `ceiling_factor` for the upper one).
     """
     value = risk.contrastive_risk(joint, score, candidates, side=side)
     minimum = risk.minimal_risk(joint, candidates, side=side)
@@ -71,13 +75,130 @@ def chain(
     return Chain(value, minimum, excess, lost, lost - excess, factor, factor * excess, lost / excess)
 
 
-def _factor(joint, score, candidates):
-    seen = (jnp.sum(joint, axis=1) > 0)[:, None] & (jnp.sum(joint, axis=0) > 0)[None, :]
-    w = jnp.exp(log_model_ratio(joint, score))
-    largest = jnp.max(jnp.where(seen, jnp.maximum(density_ratio(joint), w), 0.0))
-    inverse = 1 / jnp.min(jnp.where(seen, w, jnp.inf))
-    k = jnp.asarray(candidates, joint.dtype)
-    small = 1 + 4 * largest**3 * inverse / k
-    enough = k > 2 * largest * inverse
-    large = 1 / (1 - 2 * largest * inverse / jnp.where(enough, k, jnp.inf))
+def ceiling_factor(ceiling: Float[Array, ""], candidates: risk.Candidates) -> Float[Array, ""]:
+    r"""C(B, K) with S <= C Excess_K for every joint and score with r, w <= B, and every K >= 2.
+
+    .. math:: C = 1 + \frac{2 B - 1}{K - 1}
+
+    No lower bound on w enters. At K = 2 no multiple of B below 2B will do, and the order B/K is right for all K: where
+    each x has two y of ratio B and no others, and the score errs a little between them, S / Excess_2 tends to 2B, and
+    S / Excess_K to 2B/(K - 1) as B grows. For K much larger than B the excess of C over 1 is twice what the worst known
+    scores need.
+
+    Parameters
+    ----------
+    ceiling : scalar
+        B, an upper bound of r and w where p q > 0. At least 1, since both have mean 1.
+    candidates : whole number
+        K >= 1, may be traced; the factor is infinite at K = 1.
+
+    Returns
+    -------
+    C >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the bound is no JAX scalar or below 1, or K is not a whole number of at least 1.
+
+    Source
+    ------
+    Derivation. Fix x and draw y_1..y_K from q. Move the model from r to w by w_t = (1 - t) r + t w, and let W be the
+    sum of w_t over the candidates. Excess_K = E[sum_i r_i ln(r_i / w_i) - R ln(R / W_1)] / K with R the sum of r. With
+    w_t for w, its derivative in t is a sum over pairs i < j, by Lagrange's identity,
+
+        t (w_i r_j - w_j r_i)^2 / (w_ti w_tj W),
+
+    and the derivative of E[r ln(r / w_t)] is likewise half the mean of t c / (w_t1 w_t2) with
+    c = (w_1 r_2 - w_2 r_1)^2, as both densities have mean 1. So
+
+        Excess_K = (K - 1)/2 int_0^1 t E[c / (w_t1 w_t2 W)] dt,    S = 1/2 int_0^1 t E[c / (w_t1 w_t2)] dt.
+
+    Given y_1 and y_2, E 1/W >= 1/(w_t1 + w_t2 + K - 2) >= 1/(2B + K - 2) by Jensen's inequality: C. Averaging over x
+    changes nothing. Since W grows with K, Excess_K / (K - 1) does not increase with K, whatever r and w.
+    """
+    _check_bound("ceiling_factor", "ceiling", ceiling)
+    return _by_ceiling(ceiling, _count("ceiling_factor", candidates, ceiling.dtype))
+
+
+def floor_factor(
+    ceiling: Float[Array, ""], inverse_floor: Float[Array, ""], candidates: risk.Candidates
+) -> Float[Array, ""]:
+    r"""C with S <= C Excess_K for every joint and score with r, w <= B and w >= 1/B', and every K >= 2.
+
+    .. math:: C = \min \Big( 1 + \frac{4 B^3 B'}{K}, \; \frac{1}{1 - 2 B B' / K} \text{ if } K > 2 B B' \Big)
+
+    Never smaller than `ceiling_factor`, and loose by orders of magnitude unless r and w are near 1.
+
+    Parameters
+    ----------
+    ceiling, inverse_floor : scalars
+        B and B' where p q > 0; infinite B' gives an infinite factor.
+    candidates : whole number
+        K >= 1, may be traced; the factor is infinite at K = 1.
+
+    Returns
+    -------
+    C >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ceiling_factor`.
+
+    Source: derivation (second-order expansion of the KL divergence of mixtures).
+    """
+    _check_bound("floor_factor", "ceiling", ceiling)
+    _check_bound("floor_factor", "inverse_floor", inverse_floor)
+    k = _count("floor_factor", candidates, ceiling.dtype)
+    small = jnp.where(k > 1, 1 + 4 * ceiling**3 * inverse_floor / k, jnp.inf)  # Excess_1 = 0
+    enough = (k > 1) & (k > 2 * ceiling * inverse_floor)
+    large = 1 / (1 - jnp.where(enough, 2 * ceiling * inverse_floor, 0.0) / k)
     return jnp.where(enough, jnp.minimum(small, large), small)
+
+
+def extremes(joint: Float[Array, "nx ny"], score: Float[Array, "nx ny"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """B and B' of a score: the largest of r and w, and the largest of 1/w, where p q > 0.
+
+    Parameters
+    ----------
+    joint, score : (nx, ny)
+        As in `contrastive_risk`.
+
+    Returns
+    -------
+    B >= 1 and B' >= 1, which is infinite where the score rules a pair out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the joint is not one, see `check_joint`.
+    """
+    ratio, w = density_ratio(joint), jnp.exp(log_model_ratio(joint, score))
+    seen = (jnp.sum(joint, axis=1) > 0)[:, None] & (jnp.sum(joint, axis=0) > 0)[None, :]
+    largest = jnp.max(jnp.where(seen, jnp.maximum(ratio, w), 1.0))
+    return largest, 1 / jnp.min(jnp.where(seen, w, 1.0))
+
+
+def _factor(joint, score, candidates):
+    return _by_ceiling(extremes(joint, score)[0], jnp.asarray(candidates, joint.dtype))
+
+
+def _by_ceiling(ceiling, k):
+    return 1 + (2 * ceiling - 1) / (k - 1)  # infinite at K = 1, where the excess is 0
+
+
+def _check_bound(where, name, bound):
+    if not isinstance(bound, jax.Array):
+        raise TypeError(f"{where}: {name} is a {type(bound).__name__}; pass a JAX array, jnp.asarray({name})")
+    # B is the largest of variables of mean 1, computed, and may be a few roundings below it.
+    if not isinstance(bound, jax.core.Tracer) and not float(bound) >= 1 - math.sqrt(jnp.finfo(bound.dtype).eps):
+        raise ValueError(f"{where}: {name} is {bound}; r and w have mean 1, so that B and B' are at least 1")
+
+
+def _count(where, candidates, dtype):
+    if not isinstance(candidates, jax.core.Tracer):
+        number = float(candidates)
+        if not (number >= 1 and number.is_integer()):
+            raise ValueError(f"{where}: candidates is {candidates}; give a whole number of at least 1")
+    return jnp.asarray(candidates, dtype)

@@ -1,0 +1,323 @@
+"""What message passing answers: root, similarity, denoising and next token, all exactly."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from theorykit.surrogate import _message_passing as passing
+from theorykit.surrogate._hierarchy_model import (
+    Hierarchy,
+    check_hierarchy,
+    check_leaves,
+    check_noisy,
+    from_nodes,
+    prior_of,
+    to_nodes,
+)
+
+Modality = Literal["image", "text"]
+Sigma = float | Float[Array, ""]
+
+
+def root_posterior(
+    h: Hierarchy, *, image: Int[Array, "n image_leaves"] | None = None, text: Int[Array, "n text_leaves"] | None = None
+) -> Float[Array, "n S"]:
+    r"""Law of the root given an image, a text, or both.
+
+    .. math:: \ln P(s | x, y) = \ln P(s) + \ln P(x | s) + \ln P(y | s) + const
+
+    It is sufficient: whatever one modality says of the other passes through it.
+
+    Parameters
+    ----------
+    h : Hierarchy
+    image, text : (n, leaves), optional
+        Clean leaves, at least one of the two modalities.
+
+    Returns
+    -------
+    Log-probabilities in nats; NaN for leaves that the hierarchy cannot produce.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_hierarchy`; for leaves of a wrong number, dtype or symbol, and without any.
+    """
+    where = "root_posterior"
+    check_hierarchy(h, where)
+    for name, leaves, kernels in (("image", image, h.image), ("text", text, h.text)):
+        if leaves is not None:
+            check_leaves(leaves, kernels, where, name)
+    if image is None and text is None:
+        raise ValueError(f"{where}: neither image nor text is given; give one or both, the prior needs no leaves")
+    return _root_posterior(h, image, text)
+
+
+def similarity(
+    h: Hierarchy, image: Int[Array, "n image_leaves"], text: Int[Array, "n text_leaves"]
+) -> Float[Array, " n"]:
+    r"""The best score of contrastive learning for pairs, the logarithm of the density ratio.
+
+    .. math:: s^*(x, y) = \ln \frac{P(x, y)}{P(x) P(y)} = \ln \sum_s \frac{P(s | x) \, P(s | y)}{P(s)}
+
+    Parameters
+    ----------
+    h : Hierarchy
+    image, text : (n, leaves)
+        Clean leaves, one pair in each row.
+
+    Returns
+    -------
+    s* in nats, (n,); -inf for two that exclude each other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `root_posterior`.
+    """
+    where = "similarity"
+    _check_both(h, image, text, where)
+    if image.shape[0] != text.shape[0]:
+        raise ValueError(
+            f"{where}: {image.shape[0]} images and {text.shape[0]} texts; give pairs, or call similarities for all"
+        )
+    return _similarity(h, image, text)
+
+
+def similarities(
+    h: Hierarchy, image: Int[Array, "n image_leaves"], text: Int[Array, "k text_leaves"]
+) -> Float[Array, "n k"]:
+    """The score s* of every image with every text: one matrix product of root posteriors.
+
+    Parameters
+    ----------
+    h : Hierarchy
+    image, text : (n, leaves) and (k, leaves)
+        Clean leaves.
+
+    Returns
+    -------
+    s* in nats, (n, k).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `root_posterior`.
+    """
+    _check_both(h, image, text, "similarities")
+    return _similarities(h, image, text)
+
+
+def leaf_posterior(
+    h: Hierarchy,
+    noisy: Float[Array, "n leaves"],
+    sigma: Sigma,
+    *,
+    modality: Modality = "image",
+    given: Int[Array, "n other_leaves"] | None = None,
+) -> Float[Array, "n leaves S"]:
+    r"""Law of every leaf given all leaves with Gaussian noise, z_v = x_v + sigma N(0, 1).
+
+    .. math:: P(x_v = a | z, y) \propto e^{t_v(a) - (z_v - a)^2 / (2 \sigma^2)}
+
+    with t_v what all other leaves, and the other modality if given, say of the leaf.
+
+    Parameters
+    ----------
+    h : Hierarchy
+    noisy : (n, leaves)
+        z; the symbols 0..S-1 are numbers here.
+    sigma : scalar
+        Standard deviation of the noise, positive.
+    modality : "image" or "text"
+        Which of the two is noisy.
+    given : (n, leaves), optional
+        Clean leaves of the other modality.
+
+    Returns
+    -------
+    Probabilities.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `root_posterior`; for sigma <= 0, and noisy leaves that are not finite.
+    """
+    check_denoising(h, noisy, sigma, modality, given, "leaf_posterior")
+    return _leaf_posterior(h, noisy, jnp.asarray(sigma, noisy.dtype), modality, given)
+
+
+def denoise(
+    h: Hierarchy,
+    noisy: Float[Array, "n leaves"],
+    sigma: Sigma,
+    *,
+    modality: Modality = "image",
+    given: Int[Array, "n other_leaves"] | None = None,
+) -> Float[Array, "n leaves"]:
+    r"""Posterior mean of every leaf, the best denoiser in mean square: E[x_v | z] or E[x_v | z, y].
+
+    Parameters
+    ----------
+    h, noisy, sigma, modality, given
+        As in `leaf_posterior`.
+
+    Returns
+    -------
+    Means, in the unit of the symbols.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `leaf_posterior`.
+    """
+    check_denoising(h, noisy, sigma, modality, given, "denoise")
+    return _denoise(h, noisy, jnp.asarray(sigma, noisy.dtype), modality, given)
+
+
+def next_token(
+    h: Hierarchy, text: Int[Array, "n text_leaves"], *, image: Int[Array, "n image_leaves"] | None = None
+) -> Float[Array, "n text_leaves S"]:
+    r"""Law of every token given those on its left, and the image if given: P(y_j | y_1 .. y_(j-1), x).
+
+    All positions come out of one pass, in time proportional to the number of leaves.
+
+    Parameters
+    ----------
+    h : Hierarchy
+    text : (n, leaves)
+        Clean leaves; entry j of the result does not depend on the leaves from j on.
+    image : (n, leaves), optional
+        Clean leaves.
+
+    Returns
+    -------
+    Log-probabilities in nats; NaN after a beginning that the hierarchy cannot produce.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `root_posterior`.
+    """
+    where = "next_token"
+    check_hierarchy(h, where)
+    check_leaves(text, h.text, where, "text")
+    if image is not None:
+        check_leaves(image, h.image, where, "image")
+        _check_rows(image, text, where)
+    return _next_token(h, text, image)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_both(h, image, text, where):
+    check_hierarchy(h, where)
+    check_leaves(image, h.image, where, "image")
+    check_leaves(text, h.text, where, "text")
+
+
+def _check_rows(first, second, where):
+    if first.shape[0] != second.shape[0]:
+        raise ValueError(f"{where}: {first.shape[0]} and {second.shape[0]} rows of the two modalities; give pairs")
+
+
+def check_denoising(h, noisy, sigma, modality, given, where):
+    """Raise unless `leaf_posterior` can be asked for this."""
+    check_hierarchy(h, where)
+    if modality not in ("image", "text"):
+        raise ValueError(f"{where}: modality is {modality!r}; give 'image' or 'text', the one that is noisy")
+    own, other = (h.image, h.text) if modality == "image" else (h.text, h.image)
+    check_noisy(noisy, sigma, own, where)
+    if given is not None:
+        check_leaves(given, other, where, "given")
+        _check_rows(noisy, given, where)
+
+
+def evidence(kernels, leaves):
+    """Log-likelihood of the root, (S, n), and messages of clean leaves (n, m^L)."""
+    return passing.to_root(kernels, passing.clean(kernels, to_nodes(leaves, kernels)))
+
+
+def log_prior(h):
+    """(S, 1)"""
+    return jnp.log(prior_of(h))[:, None]
+
+
+def posterior_of_image_and_text(h, image, text):
+    """ln P(s | x) and ln P(s | y), (S, n) and (S, k)."""
+    found = (evidence(kernels, leaves)[0] for kernels, leaves in ((h.image, image), (h.text, text)))
+    return tuple(jax.nn.log_softmax(log_prior(h) + one, axis=0) for one in found)
+
+
+def scores(h, image, text):
+    """s* from ln P(s | x) (..., n, S) and ln P(s | y) (..., k, S) as (..., n, k)."""
+    return passing.log_products(image, text - log_prior(h).reshape((1,) * (text.ndim - 1) + (-1,)))
+
+
+def denoised(kernels, noisy, sigma, root):
+    """Law of every leaf, (m, S, m^(L-1), n), given its noisy leaves (n, m^L) and what else is known of the root."""
+    seen = passing.noisy_evidence(kernels, to_nodes(noisy, kernels), sigma)
+    _, messages = passing.to_root(kernels, passing.through(kernels[-1], seen))
+    return jax.nn.softmax(seen + passing.to_leaves(kernels, messages, root, causal=False), axis=1)
+
+
+def mean_symbol(law):
+    """(m, S, nodes, n) -> (m, nodes, n)"""
+    return jnp.einsum("isrn,s->irn", law, jnp.arange(law.shape[1], dtype=law.dtype), precision="highest")
+
+
+def predicted(kernels, messages, root):
+    """Log-law of every token given those on its left, (m, S, m^(L-1), n)."""
+    return jax.nn.log_softmax(passing.to_leaves(kernels, messages, root, causal=True), axis=1)
+
+
+@jax.jit
+def _root_posterior(h, image, text):
+    total = log_prior(h)
+    for kernels, leaves in ((h.image, image), (h.text, text)):
+        if leaves is not None:
+            total = total + evidence(kernels, leaves)[0]
+    return jax.nn.log_softmax(total, axis=0).T
+
+
+@jax.jit
+def _similarity(h, image, text):
+    a, b = posterior_of_image_and_text(h, image, text)
+    return jax.scipy.special.logsumexp(a + b - log_prior(h), axis=0)
+
+
+@jax.jit
+def _similarities(h, image, text):
+    a, b = posterior_of_image_and_text(h, image, text)
+    return scores(h, a.T, b.T)
+
+
+def _law_of_leaves(h, noisy, sigma, modality, given):
+    own, other = (h.image, h.text) if modality == "image" else (h.text, h.image)
+    root = jnp.broadcast_to(log_prior(h), (own.shape[-1], noisy.shape[0]))
+    if given is not None:
+        root = root + evidence(other, given)[0]
+    return own, denoised(own, noisy, sigma, root)
+
+
+@jax.jit(static_argnames="modality")
+def _leaf_posterior(h, noisy, sigma, modality, given):
+    kernels, law = _law_of_leaves(h, noisy, sigma, modality, given)
+    return from_nodes(law, kernels)
+
+
+@jax.jit(static_argnames="modality")
+def _denoise(h, noisy, sigma, modality, given):
+    kernels, law = _law_of_leaves(h, noisy, sigma, modality, given)
+    return from_nodes(mean_symbol(law)[:, None], kernels)[..., 0]
+
+
+@jax.jit
+def _next_token(h, text, image):
+    root = jnp.broadcast_to(log_prior(h), (h.text.shape[-1], text.shape[0]))
+    if image is not None:
+        root = root + evidence(h.image, image)[0]
+    return from_nodes(predicted(h.text, evidence(h.text, text)[1], root), h.text)
