@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._mi_critics import DIMENSION, GROUP, draw, trained
+from experiments._side_by_side import side_by_side
 from theorykit import results, verify
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.information_loss import sufficiency
@@ -80,16 +81,15 @@ PRESETS = {
 
 def run(config: Config) -> dict[str, np.ndarray]:
     """exact/..., gaussian/... (seeds, correlations, ...), variance/... (seeds, points) and trained/... (seeds, rho)."""
-    arrays = {}
-    for label, measure in (("gaussian", _gaussian), ("variance", _variance), ("trained", trained)):
-        arrays |= results.part(label, partial(measure, config))
-    with jax.enable_x64(True):
-        return arrays | results.part("exact", partial(_exact, config))
+    measures = {"trained": trained, "gaussian": _gaussian, "variance": _variance, "exact": _exact}
+    found = side_by_side(results.part, [(label, partial(measure, config)) for label, measure in measures.items()])
+    return {name: values for part in found for name, values in part.items()}
 
 
 # Finite joints, exactly
 
 
+@jax.enable_x64(True)
 def _exact(config):
     rng, joints, scores = np.random.default_rng(0), [], []
     for i in range(config.joints):

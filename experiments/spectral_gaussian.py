@@ -87,13 +87,14 @@ def run(config: Config) -> dict[str, np.ndarray]:
     arrays = {"candidates": np.array(config.candidates), "large": 2 ** np.array(config.large)}
     kinds = {"clip": _clip, "info_nce": _info_nce}
     cells = [(f"{kind}-{k}", partial(train, config, k)) for kind, train in kinds.items() for k in config.candidates]
-    trained = dict(zip([label for label, _ in cells], side_by_side(results.part, cells), strict=True))
+    exact = {"exact": partial(_exact, config), "integrals": _integrals, "loss": partial(_monte_carlo, config)}
+    cells += [(label, jax.enable_x64(True)(measure)) for label, measure in exact.items()]
+    found = dict(zip([label for label, _ in cells], side_by_side(results.part, cells), strict=True))
     for kind in kinds:
-        columns = [trained[f"{kind}-{k}"] for k in config.candidates]
+        columns = [found[f"{kind}-{k}"] for k in config.candidates]
         arrays |= {f"{kind}/{name}": np.stack([c[name] for c in columns], axis=1) for name in columns[0]}
-    with jax.enable_x64(True):
-        arrays |= results.part("exact", partial(_exact, config))
-        arrays |= results.part("integrals", _integrals) | results.part("loss", partial(_monte_carlo, config))
+    for label in exact:
+        arrays |= found[label]
     return arrays | {"null/angle": _null_angles()}
 
 

@@ -8,7 +8,7 @@ from paper_figures import style
 EXPERIMENT = "mi_bounds"
 PREDICTED = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9, "marker": "", "zorder": 4}
 POINTS = {"linestyle": ""}
-TIGHT = {"labelspacing": 0.2, "handlelength": 1.4, "handletextpad": 0.5}
+TIGHT = {"labelspacing": 0.2, "handlelength": 1.4, "handletextpad": 0.5, "frameon": True, "edgecolor": "none"}
 CANDIDATES = (2, 8, 64, 512)
 
 
