@@ -16,6 +16,7 @@ FIGURES = (
     "mi_bounds",
     "surrogate_downstream",
     "ntk_width",
+    "hierarchy_bayes",
     "ntk_linearisation",
     "ntk_divergence",
     "ntk_features",

@@ -117,7 +117,7 @@ def bayes_risks(
     *,
     candidates: int = 4,
     sigma: inference.Sigma = 1.0,
-    block: int = 512,
+    block: int = 256,
     mesh: Mesh | None = None,
 ) -> Risks:
     r"""Bayes risks of four tasks by message passing on fresh samples, in blocks of bounded memory.

@@ -17,6 +17,8 @@ Messages count up to a constant for each node, so that the largest entry is subt
 Source: Pearl (Probabilistic Reasoning in Intelligent Systems, 1988), Mei (arXiv 2404.18444) for the two passes.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -42,7 +44,7 @@ def through(kernel: jax.Array, h: jax.Array) -> jax.Array:
         return jax.lax.scan(add, start, (jnp.moveaxis(log_kernel, 2, 0), jnp.moveaxis(h, 1, 0)))[0]
 
     smallest = jnp.min(jnp.where(kernel > 0, log_kernel, 0.0))
-    return jax.lax.cond(_underflown(total, h, smallest, kernel.shape[2]), in_log_space, lambda: jnp.log(total))
+    return _log_unless_underflown(total, h, smallest, kernel.shape[2], in_log_space)
 
 
 def log_products(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -59,23 +61,36 @@ def log_products(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.lax.scan(add, jnp.full_like(total, -jnp.inf), (jnp.moveaxis(a, -1, 0), jnp.moveaxis(b, -1, 0)))[0]
 
     smallest = jnp.min(jnp.where(b > -jnp.inf, b, 0.0))
-    logs = jax.lax.cond(_underflown(total, a, smallest, a.shape[-1]), in_log_space, lambda: jnp.log(total))
+    logs = _log_unless_underflown(total, a, smallest, a.shape[-1], in_log_space)
     return logs + tops[0] + jnp.swapaxes(tops[1], -1, -2)
 
 
-def _underflown(total, h, smallest, terms):
-    """Whether a term e^{h + smallest} left the range of normal numbers, in sums so small that it would count."""
+def _log_unless_underflown(total, h, smallest, terms, in_log_space):
+    """ln total, unless a term e^{h + smallest} left the range of normal numbers where that would count."""
     info = jnp.finfo(total.dtype)
     tiny = float(info.tiny)
-    gone = jnp.any((h > -jnp.inf) & (h + smallest < jnp.log(jnp.asarray(tiny, h.dtype))))
-    return gone & jnp.any(total < terms * tiny / float(info.eps))
+
+    def small_sums():
+        # Sums may also be small because no term is positive at all.
+        gone = jnp.any((h > -jnp.inf) & (h + smallest < jnp.log(jnp.asarray(tiny, h.dtype))))
+        return jax.lax.cond(gone, in_log_space, lambda: jnp.log(total))
+
+    # Terms that are lost sum up to less than a rounding of anything above this.
+    least = terms * tiny / float(info.eps)
+    # Not `<`: a NaN, from leaves that cannot be, must not hide the others.
+    return jax.lax.cond(~(jnp.min(total, initial=jnp.inf) >= least), small_sums, lambda: jnp.log(total))
 
 
-def clean(kernels: jax.Array, leaves: jax.Array) -> jax.Array:
-    """Messages q of leaves (m, nodes, n) whose symbols are known: columns of the last layer's kernels."""
-    # A product with a unit vector is exact, and faster than a gather on a CPU.
+def clean(kernels: jax.Array, leaves: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Messages q of leaves (m, nodes, n) whose symbols are known, and their sums over siblings, (S, nodes, n)."""
+    # A product with a unit vector copies a column exactly, and faster than a gather does on a CPU.
     symbols = jax.nn.one_hot(leaves, kernels.shape[-1], axis=1, dtype=kernels.dtype)
-    return jnp.log(jnp.einsum("iab,ibrn->iarn", kernels[-1], symbols, precision="highest"))
+    columns = jnp.einsum("iab,ibrn->iarn", kernels[-1], symbols, precision="highest")
+    q = jnp.log(columns)
+    # One logarithm of a product instead of a sum of m, where no product can underflow.
+    smallest = jnp.min(jnp.where(kernels[-1] > 0, kernels[-1], 1.0))
+    safe = len(columns) * jnp.log(smallest) > math.log(jnp.finfo(kernels.dtype).tiny)
+    return q, jax.lax.cond(safe, lambda: jnp.log(jnp.prod(columns, axis=0)), lambda: _sum(q))
 
 
 def noisy_evidence(kernels: jax.Array, leaves: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -84,14 +99,18 @@ def noisy_evidence(kernels: jax.Array, leaves: jax.Array, sigma: jax.Array) -> j
     return symbols * (leaves[:, None] - symbols / 2) / sigma**2
 
 
-def to_root(kernels: jax.Array, messages: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-    """Log-likelihood of the root's symbols, (S, n), and the messages of all edges by layer, the first one on top."""
+def to_root(kernels: jax.Array, messages: jax.Array, h: jax.Array | None = None) -> tuple[jax.Array, list[jax.Array]]:
+    """Log-likelihood of the root, (S, n), and the messages of all edges, the first layer's first.
+
+    Takes the messages of the leaves and, if they are known already, their sums over siblings.
+    """
     found = [messages]
+    h = _sum(messages) if h is None else h  # (S, nodes, n)
     for layer in kernels[-2::-1]:
-        h = _sum(found[-1])  # (S, nodes, n)
         by_rank = h.reshape(len(h), len(layer), -1, h.shape[-1])
         found.append(through(layer, jnp.swapaxes(by_rank, 0, 1)))
-    return _sum(found[-1])[:, 0], found[::-1]
+        h = _sum(found[-1])
+    return h[:, 0], found[::-1]
 
 
 def to_leaves(kernels: jax.Array, messages: list[jax.Array], root: jax.Array, *, causal: bool) -> jax.Array:

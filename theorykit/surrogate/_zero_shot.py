@@ -101,15 +101,16 @@ def sample_prompts(h: Hierarchy, key: Key[Array, ""], prompts: int) -> Int[Array
 
 @jax.jit
 def _zero_shot(h, image):
-    root = inference.log_prior(h) + inference.evidence(h.image, image)[0]
+    root = inference.posterior(h, h.image, image).T
     return jax.nn.log_softmax(passing.first_leaf(h.text, root), axis=0).T
 
 
 @jax.jit
 def _zero_shot_with_prompts(h, image, prompts):
-    a, b = inference.posterior_of_image_and_text(h, image, prompts.reshape(-1, prompts.shape[2]))
-    of_prompts = inference.scores(h, a.T, b.T).reshape(-1, *prompts.shape[:2])
-    pooled = jax.scipy.special.logsumexp(of_prompts, axis=2)
+    of_images = inference.posterior(h, h.image, image)
+    of_prompts = inference.posterior(h, h.text, prompts.reshape(-1, prompts.shape[2]))
+    ratios = inference.scores(h, of_images, of_prompts).reshape(-1, *prompts.shape[:2])
+    pooled = jax.scipy.special.logsumexp(ratios, axis=2)
     return jax.nn.log_softmax(jnp.log(_classes(h))[None] + pooled, axis=1)
 
 
