@@ -1,0 +1,32 @@
+"""Every benchmark at its smallest: it runs without the peers that are not installed, and writes what it measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Those of the kernel and of the import are tested piece by piece in test_benchmarks.
+BENCHMARKS = ["hierarchy", "search_exact", "search_graph", "spectral", "surrogate_risk"]
+
+
+def test_every_benchmark_is_here_or_has_tests_of_its_own():
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+    assert modules == {*BENCHMARKS, "imports", "ntk"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_and_names_its_machine(name, tmp_path):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--preset", "smoke", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content["benchmark"] == name and content["preset"] == "smoke"
+    assert content["machine"]["versions"]["jax"] and "/" not in json.dumps(content["machine"])
+    for target in content["targets"]:
+        assert {"statement", "met"} <= target.keys()
+        assert target["statement"] in done.stdout + done.stderr

@@ -1,0 +1,152 @@
+"""Exact search over a mesh of devices: each searches its rows, and the shortest of the lists are kept.
+
+Device i of the first axis holds the i-th run of rows, so that lists stand in the order of ids when they are gathered,
+and ties keep going to the lower one. Distances are those of `pair_distances`, which are the same in every program; the
+answer is therefore that of one device, bit for bit. With a second axis the queries are divided as well.
+
+Several processes (`jax.distributed`) call the same function with the same NumPy arrays; every process places its part.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from theorykit.search import _inputs, exact
+from theorykit.search._inputs import Metric, Neighbours
+from theorykit.search._scan import search as search_here
+from theorykit.search.select import smallest
+
+
+def search(
+    where: str, rows: Any, queries: Any, k: int, metric: Metric, mask: Any, mesh: Mesh, memory: int, *, own: bool
+) -> Neighbours:
+    """`exact.knn` (or with `own` `exact.knn_graph`) of checked rows and queries, neither of them empty.
+
+    Parameters
+    ----------
+    where
+        Name of the calling function, for messages.
+    rows, queries
+        float32 (n, d) and (q, d). Arrays that already lie on several devices have a number of rows that the axis
+        divides, or belong to this process as a whole.
+    k, metric, mask, memory
+        As for `exact.knn`.
+    mesh
+        One axis, over which the rows are divided, or two, the second for the queries.
+    own
+        Whether query i is row i, and no neighbour of its own.
+
+    Returns
+    -------
+    Neighbours
+        (q, k), whole on every device of the mesh.
+
+    Raises
+    ------
+    ValueError
+        If the mesh has another number of axes, or rows on devices of several processes cannot be divided.
+    """
+    if len(mesh.axis_names) not in (1, 2):
+        raise ValueError(
+            f"{where}: the mesh has axes {mesh.axis_names}; "
+            "give one, over which rows are divided, or a second for queries"
+        )
+    # With explicit axes, which jax.make_mesh gives, shardings would be a part of the types here and of the result's.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    row, column = (*mesh.axis_names, None)[:2]
+    parts, columns = mesh.shape[row], mesh.shape[column] if column else 1
+    (n, _), q = rows.shape, queries.shape[0]
+    each = mask is not None and mask.ndim == 2
+    here, there, sizes = exact.plan(-(-n // parts), -(-q // columns), rows.shape[1], k, memory, masked=each)
+    # What a device holds; a run that is not padded yet is padded where it lies.
+    here = _held(where, "base", rows, parts, here)
+    there = _held(where, "queries", queries, columns, there)
+    place = partial(_place, mesh)
+    distances, ids = _program(
+        place(rows, (row, None), parts * here),
+        place(queries, (column, None), columns * there),
+        place(np.array([n, q], np.int32), (None,)),
+        place(mask, (row,), parts * here) if mask is not None and not each else None,
+        place(mask, (column, row), columns * there, parts * here) if each else None,
+        place(np.arange(columns * there, dtype=np.int32), (column,)) if own else None,
+        mesh=mesh,
+        k=k,
+        metric=metric,
+        plan=sizes,
+    )
+    return exact.finish(distances, ids, q, k)
+
+
+@partial(jax.jit, static_argnames=("mesh", "k", "metric", "plan"))
+def _program(rows, queries, counts, allowed, each, own, *, mesh, k, metric, plan):
+    row, column = (*mesh.axis_names, None)[:2]
+    size, width = rows.shape[0] // mesh.shape[row], queries.shape[0] // (mesh.shape[column] if column else 1)
+
+    def on_device(rows, queries, counts, allowed, each, own):
+        first = lax.axis_index(row) * size
+        before = lax.axis_index(column) * width if column else 0
+        here = jnp.stack([jnp.clip(counts[0] - first, 0, size), jnp.clip(counts[1] - before, 0, width)])
+        # Rows up to a whole number of tiles, queries up to one of chunks.
+        n, q = -(-size // plan.tile) * plan.tile, -(-width // plan.chunk) * plan.chunk
+        rows, queries, own = exact.padded(rows, n), exact.padded(queries, q), _if(own, lambda own: own - first)
+        allowed, each = (
+            _if(allowed, lambda mask: exact.padded(mask, n)),
+            _if(each, lambda mask: exact.padded(mask, q, n)),
+        )
+        own = _if(own, lambda own: exact.padded(own, q))
+        distances, ids = search_here(rows, queries, here, allowed, each, own, k=min(k, n), metric=metric, plan=plan)
+        ids = jnp.where(ids >= 0, ids + first, -1)
+        distances, ids = (lax.all_gather(a[:width], row, axis=1, tiled=True) for a in (distances, ids))
+        distances, which = smallest(distances, min(k, distances.shape[1]))
+        return distances, jnp.take_along_axis(ids, which, axis=1)
+
+    divided = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(
+            PartitionSpec(row),
+            PartitionSpec(column),
+            PartitionSpec(),
+            PartitionSpec(row),
+            PartitionSpec(column, row),
+            PartitionSpec(column),
+        ),
+        out_specs=PartitionSpec(column),
+        check_vma=False,
+    )
+    answer = divided(rows, queries, counts, allowed, each, own)
+    return lax.with_sharding_constraint(answer, NamedSharding(mesh, PartitionSpec()))
+
+
+def _if(array, function):
+    return None if array is None else function(array)
+
+
+def _held(where, name, array, parts, planned):
+    """Rows of one device: as planned, or what the array, which lies on devices, divides into."""
+    if _inputs.on_host(array):
+        return planned
+    if array.shape[0] % parts == 0:
+        return array.shape[0] // parts
+    if _inputs.is_concrete(array) and not array.is_fully_addressable:
+        raise ValueError(
+            f"{where}: {name} has {array.shape[0]} rows on devices of several processes, which {parts} do not divide; "
+            "pad the rows and leave the padding out by a mask"
+        )
+    return planned
+
+
+def _place(mesh, array, axes, *shape):
+    """The array, padded, with its axes divided over those of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    array = exact.padded(array, *shape)
+    if _inputs.on_host(array):
+        # Every process makes its own part; device_put would compare the arrays of all processes.
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.device_put(array, sharding)
