@@ -226,3 +226,15 @@ def test_rows_of_another_dimension_and_builds_inside_jit_are_refused():
         extend(build_graph(ROWS[:20], degree=4, key=KEY), ROWS[:5, :5], key=KEY)
     with pytest.raises(ValueError, match=r"built outside jax\.jit"):
         jax.jit(lambda rows: build_graph(rows, key=KEY))(ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_leaves")
+def test_in_float64_a_graph_and_its_answers_are_the_same():
+    built = build_graph(ROWS, degree=8, key=KEY, exact=False)
+    found = query_graph(built, ROWS[:8], 3)
+    with jax.enable_x64(True):
+        again = build_graph(ROWS, degree=8, key=jax.random.key(0), exact=False)
+        np.testing.assert_array_equal(again.neighbours, built.neighbours)
+        jax.tree.map(np.testing.assert_array_equal, query_graph(again, ROWS[:8].astype(np.float64), 3), found)
+        assert extend(again, ROWS[:5], key=jax.random.key(1)).base.dtype == jnp.float32

@@ -73,7 +73,7 @@ def test_a_beam_that_holds_all_rows_finds_exactly_what_exact_search_finds(metric
 
 def test_a_wider_beam_finds_more_and_one_of_many_phases_that_holds_all_rows_everything():
     graph, truth = build_graph(BASE, degree=4, key=KEY), truth_of("l2")
-    recalls = [recall(query_graph(graph, QUERIES, 10, beam=beam), truth) for beam in (10, 48)]
+    recalls = [recall(query_graph(graph, QUERIES, 10, beam=beam), truth) for beam in (8, 48)]
     assert recalls[0] < recalls[1]
     same(query_graph(graph, QUERIES[:8], 10, beam=2400), knn(BASE, QUERIES[:8], 10))
     mask = np.arange(2400) % 3 > 0
@@ -212,7 +212,7 @@ def test_any_real_dtype_strided_or_read_only_is_accepted(dtype):
 def test_new_rows_are_found_like_old_ones_and_the_old_graph_stays(metric):
     old = build_graph(BASE[:1500], metric=metric, degree=16, key=KEY)
     before = jax.tree.map(np.asarray, old)
-    graph = extend(extend(old, BASE[1500:1800], key=KEY), BASE[1800:], key=KEY)
+    graph = extend(old, BASE[1500:], key=KEY)
     jax.tree.map(np.testing.assert_array_equal, old, before)
     assert graph.base.shape == BASE.shape and graph.neighbours.shape == (2400, 16)
     truth = knn(BASE, QUERIES, 10, metric=metric)

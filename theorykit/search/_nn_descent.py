@@ -109,12 +109,15 @@ def _tree(rows, key, leaves):
     places = jnp.arange(size, dtype=jnp.int32)
     # Places without a row follow random rows, so that they spread over the leaves.
     key, other = jax.random.split(key)
-    stand_in = jnp.concatenate([jnp.arange(n, dtype=jnp.int32), jax.random.randint(other, (size - n,), 0, n)])
+    stand_in = jnp.concatenate(
+        [jnp.arange(n, dtype=jnp.int32), jax.random.randint(other, (size - n,), 0, n, jnp.int32)]
+    )
 
     def cut(level, order):
+        level = level.astype(jnp.int32)
         width = size >> level
-        ends = jax.random.randint(jax.random.fold_in(key, level), (2, leaves), 0, width)
-        ends = rows_of(stand_in, rows_of(order, ends + (jnp.arange(leaves) * width)[None]))
+        ends = jax.random.randint(jax.random.fold_in(key, level), (2, leaves), 0, width, jnp.int32)
+        ends = rows_of(stand_in, rows_of(order, ends + (jnp.arange(leaves, dtype=jnp.int32) * width)[None]))
         directions = rows_of(rows, ends[0]) - rows_of(rows, ends[1])
         node = places // width
 

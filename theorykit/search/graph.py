@@ -36,6 +36,8 @@ ENTRIES, LEAST_ENTRIES = 16, 1024
 # Queries that take their steps together: as many as fill the caches of a processor, or an accelerator. Fewer queries
 # are filled up to the next size.
 CHUNKS, CHUNKS_OF_ACCELERATOR = (1, 8, 64), (8, 256, 4096)
+# Rows visited by default: at 100,000 clustered rows recall@10 is above 0.99.
+BEAM = 32
 # Where fewer rows pass a mask, comparing all that do finds more than a search that sees mostly others.
 LEAST_PASSING = 1 / 8
 # Arrays; shapes and specifications of sharding where JAX maps a tree of such.
@@ -133,10 +135,12 @@ def build_graph(
     return _assemble(rows, found.edges, found.entries, found.unreachable, metric, storage)
 
 
-def query_graph(graph: Graph, queries: Queries, k: int, *, beam: int = 32, mask: Mask | None = None) -> Neighbours:
+def query_graph(
+    graph: Graph, queries: Queries, k: int, *, beam: int | None = None, mask: Mask | None = None
+) -> Neighbours:
     r"""Approximately the k nearest rows of every query.
 
-    A search visits max(beam, k) rows and sees their edges; of the rows seen the nearest, over-fetched, are compared
+    A search visits `beam` rows and sees where their edges lead; the nearest of the rows seen, more than k, are compared
     exactly. A beam of at least n rows finds everything.
 
     The answer for a query does not depend on the others. Where fewer than one row in eight passes the mask, those rows
@@ -151,7 +155,8 @@ def query_graph(graph: Graph, queries: Queries, k: int, *, beam: int = 32, mask:
     k
         Number of neighbours, at least 1; it may exceed n.
     beam
-        Rows visited. Recall and time grow with it; time about in proportion.
+        Rows visited, rounded up to a multiple of 4; by default the larger of 32 and k. Recall and time grow with it,
+        time about in proportion.
     mask
         Rows that may be found: boolean, (n,) for all queries or (q, n). Others are visited, but not returned.
 
@@ -169,6 +174,8 @@ def query_graph(graph: Graph, queries: Queries, k: int, *, beam: int = 32, mask:
     Source: Ootomo et al. 2023, arXiv 2308.15136; the pool of `theorykit.search._beam`: derivation.
     """
     k = _inputs.check_k("query_graph", k)
+    if beam is None:
+        beam = max(BEAM, k)
     if isinstance(beam, bool) or not isinstance(beam, int | np.integer) or beam < 1:
         raise ValueError(f"query_graph: beam is {beam!r}; give the number of rows to visit, an integer of at least 1")
     points = _inputs.as_rows("query_graph: queries", queries, graph.metric)
@@ -177,7 +184,7 @@ def query_graph(graph: Graph, queries: Queries, k: int, *, beam: int = 32, mask:
     _inputs.check_mask("query_graph", mask, q, n)
     if n == 0 or q == 0:
         return Neighbours(jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32))
-    beam = min(max(int(beam), k), n)
+    beam = min(int(beam), n)
     if mask is None or not _inputs.is_concrete(mask):
         return _search(graph, points, k, beam, mask)
     return _masked(graph, points, k, beam, np.asarray(mask))
