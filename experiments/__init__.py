@@ -26,5 +26,7 @@ ORDER = (
     "spectral_identifiability",
     "spectral_sources",
     "spectral_subspace",
+    "search_scaling",
+    "search_embeddings",
     "ntk_depth",
 )

@@ -273,7 +273,8 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     for task in TASKS:
         sides = [(arrays[f"compared/{side}/{task}"], arrays[f"compared/enumerated/{task}"]) for side in _SIDES]
         statement = (
-            f"the {task.replace('_', ' ')} loss of every sample by message passing is that of the enumerated joint"
+            f"the {task.replace('_', ' ')} loss of each sample compared, by message passing, is that of the enumerated "
+            "joint"
         )
         found += _pair(check, f"H.exact.{task}", statement, SOURCE, *sides, "leaves permuted")
     check = partial(verify.agreement, margin=config.risk, relative=True)

@@ -242,7 +242,7 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     check("form", statement, "truth", "P(c|x)^2 in place of P_s(c|x)^2", equal(arrays["b"]), sides)
     check(
         "sign",
-        "where the score is sure of single texts, b < 0: fewer prompts are better",
+        "where the score is sure of single texts, b < 0 on average: of many prompts, fewer are better",
         "optimal",
         "the optimal score",
         lambda claim, b: verify.separation(claim, b, np.zeros(b.size), direction="less"),

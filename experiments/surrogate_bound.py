@@ -155,6 +155,7 @@ def _chains(joint, score, counts):
                 "ceiling": bounds.ceiling_factor(ceiling, k),
                 "floor at 1": bounds.floor_factor(unit, unit, k),
                 "ceiling at 1": bounds.ceiling_factor(unit, k),
+                "reverse": surrogate.sufficiency(joint.T, score.T),
             }
 
         return jax.lax.map(at, counts) | {"B": ceiling, "B'": inverse_floor}
@@ -225,11 +226,10 @@ def _excess(config, arrays):
     statement = "S <= Excess_K, with no factor, at finite K"
     finding = verify.Claim("T4.none", statement, SOURCES["T4"], "finding")
     found = [verify.bound(finding, np.ones(lost.size), (excess / lost).ravel(), margin=config.rounding)]
-    claims = _claims("T4.ordered", "Excess_K <= S", "excess over a score that is not the minimiser")
+    claims = _claims("T4.ordered", "Excess_K <= S", "S of the other direction, of x given y")
     other = arrays["random/risk"] - arrays["conditional/risk"]
-    # The other score has a risk above the least one, so the control is S against what it leaves.
-    for claim, value in zip(claims, (excess / lost, (lost + excess - other) / lost), strict=True):
-        found.append(verify.bound(claim, value.ravel(), 1.0, margin=config.rounding))
+    for claim, value in zip(claims, (lost, arrays["random/reverse"]), strict=True):
+        found.append(verify.bound(claim, (excess / lost).ravel(), (value / lost).ravel(), margin=config.rounding))
     for name, text in (
         ("floor", "S <= C Excess_K with C from r, w <= B and w >= 1/B'"),
         ("ceiling", "S <= C Excess_K with C from r, w <= B alone"),

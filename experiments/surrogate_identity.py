@@ -46,6 +46,7 @@ SCORES = ("best", "random", "conditional", "head", "other head", "merged")
 LARGE = 1024  # candidates from which the law 1/K is fitted; w is at most some hundred
 MULTIPLES = (0.5, 1.0, 2.0, 4.0)  # symbols in the control of T3.rate, in units of K
 SMALL = 1e-4  # nats, of a sufficiency or an encoder's loss
+BROKEN_UP_TO = 4  # candidates up to which the controls of T2 are enumerated
 MOST_SETS = 5000  # multisets of candidates that are enumerated
 
 
@@ -181,7 +182,8 @@ def _numbers(joint, score, codes, other):
 
 
 def _gaps(config, joint, score):
-    """gap_K by enumeration, (joints, K), not-a-number where there are too many multisets of candidates."""
+    """gap_K by enumeration, (joints, K), and where there are not too many multisets of candidates for it."""
+    listed = np.zeros((len(joint), len(config.candidates)), bool)
     found = {
         name: np.full((len(joint), len(config.candidates)), np.nan) for name in ("gap", "miscounted", "not normal")
     }
@@ -191,11 +193,12 @@ def _gaps(config, joint, score):
         for column, k in enumerate(config.candidates):
             if k == 1 or _joints.sets(k, ny) > MOST_SETS:
                 continue
+            listed[i, column] = True
             found["gap"][i, column] = _joints.gap(table, s, k)
-            if k <= 4:
+            if k <= BROKEN_UP_TO:
                 found["miscounted"][i, column] = _joints.gap(table, s, k + 1)
                 found["not normal"][i, column] = _joints.gap(table, s, k, normalised=False)
-    return {f"enumerated/{name}": values for name, values in found.items()}
+    return {f"enumerated/{name}": values for name, values in (found | {"listed": listed}).items()}
 
 
 def _growing_alphabet(config):
@@ -237,13 +240,11 @@ def _claims(name, statement, why):
 
 
 def _in_units(left, right):
-    """Both sides in units of the larger, so that every instance counts alike; instances that were not measured go.
+    """Both sides in units of the larger, so that every instance counts alike.
 
     The unit is at least SMALL: risks are exact to 1e-14, so that smaller differences of two have no ten digits.
     """
     left, right = np.broadcast_arrays(left, right)
-    measured = np.isfinite(left) & np.isfinite(right)
-    left, right = left[measured], right[measured]
     size = np.maximum(np.maximum(np.abs(left), np.abs(right)), SMALL)
     return left / size, right / size
 
@@ -311,7 +312,10 @@ def _gap(config, arrays):
         ("T2.identity", "miscounted", "gap of K + 1 candidates"),
         ("T2.normalised", "not normal", "a model that is not normalised"),
     ):
-        sides = [(lost + 0 * k, excess(arrays) + arrays[f"enumerated/{w}"]) for w in ("gap", which)]
+        sides = []
+        for w, most in (("gap", np.inf), (which, BROKEN_UP_TO)):
+            listed = arrays["enumerated/listed"] & (k <= most)[None, :]
+            sides.append(((lost + 0 * k)[listed], (excess(arrays) + arrays[f"enumerated/{w}"])[listed]))
         found += _same(config, name, statement, why, *sides)
     claims = _claims("T3.rises", "0 = Excess_1 <= Excess_2 <= ... <= Suff", "over a score that is not the minimiser")
     for claim, over in zip(claims, ("best", "conditional"), strict=True):

@@ -26,5 +26,7 @@ FIGURES = (
     "spectral_identifiability",
     "spectral_subspace",
     "spectral_components",
+    "search_scaling",
+    "search_embeddings",
     "ntk_depth",
 )

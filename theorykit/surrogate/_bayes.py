@@ -213,7 +213,9 @@ def paired_excess(trained: Float[Array, " n"], bayes: Float[Array, " n"]) -> Est
     if isinstance(difference, jax.core.Tracer):
         return found
     rounding = _ROUNDING_ULP * float(jnp.finfo(bayes.dtype).eps) * float(jnp.mean(jnp.abs(bayes)))
-    if float(found.value) < -_TOO_FAR * float(found.standard_error) - rounding:
+    # A loss of -inf leaves no standard error.
+    endless = float(found.value) == -np.inf
+    if endless or float(found.value) < -_TOO_FAR * float(found.standard_error) - rounding:
         away = -float(found.value) / max(float(found.standard_error), float(jnp.finfo(bayes.dtype).tiny))
         warnings.warn(
             f"the trained risk is {-float(found.value):.3g} below the Bayes risk, {away:.3g} standard errors: no model "

@@ -16,6 +16,9 @@ from theorykit.surrogate import risk
 from theorykit.surrogate.information_loss import log_model_ratio, sufficiency
 from theorykit.surrogate.joint import density_ratio
 
+# An excess was seen to err by up to four roundings of L1; below so many of them its ratio to S has no digit left.
+ROUNDINGS = 16
+
 
 class Chain(NamedTuple):
     """From the contrastive risk to the sufficiency of one score, in nats.
@@ -29,7 +32,7 @@ class Chain(NamedTuple):
     factor, upper
         C with S <= C excess, infinite for one candidate, and C excess.
     ratio
-        S / excess, what C bounds; not-a-number where both are 0.
+        S / excess, what C bounds; not-a-number where the excess is lost in the rounding of the two risks.
     """
 
     risk: Float[Array, ""]
@@ -49,7 +52,8 @@ def chain(
 
     .. math:: Excess_K \le S \le C \, Excess_K
 
-    with C the `ceiling_factor` at B the largest of r and w where p q > 0. `ratio` is what C bounds.
+    with C the `ceiling_factor` at B the largest of r and w where p q > 0. `ratio` is what C bounds. The excess is a
+    difference of two risks, so that excess and gap err by some roundings of L1, and the inequalities hold up to them.
 
     Parameters
     ----------
@@ -72,7 +76,10 @@ def chain(
     lost, excess = sufficiency(joint, score, side=side), value - minimum
     directions = [(joint, score), (joint.T, score.T)][: 1 if side == "x" else 2]
     factor = jnp.max(jnp.stack([_factor(p, s, candidates) for p, s in directions]))
-    return Chain(value, minimum, excess, lost, lost - excess, factor, factor * excess, lost / excess)
+    upper = jnp.where(jnp.isinf(factor), jnp.inf, factor * jnp.where(jnp.isinf(factor), 0.0, excess))
+    seen = jnp.abs(excess) > ROUNDINGS * jnp.finfo(excess.dtype).eps * jnp.abs(value)
+    ratio = jnp.where(seen, lost / jnp.where(seen, excess, 1.0), jnp.nan)
+    return Chain(value, minimum, excess, lost, lost - excess, factor, upper, ratio)
 
 
 def ceiling_factor(ceiling: Float[Array, ""], candidates: risk.Candidates) -> Float[Array, ""]:

@@ -133,9 +133,12 @@ def evidence(
 
     Raises
     ------
-    ValueError
-        For symbols outside the alphabet.
+    TypeError, ValueError
+        For symbols that are no whole numbers or outside the alphabet.
     """
+    if not isinstance(leaves, jax.Array) or not jnp.issubdtype(leaves.dtype, jnp.integer):
+        kind = leaves.dtype if isinstance(leaves, jax.Array) else type(leaves).__name__
+        raise TypeError(f"evidence: leaves are {kind}; they are symbols, give a JAX array of whole numbers")
     if not isinstance(leaves, jax.core.Tracer) and leaves.size:
         low, high = int(np.min(leaves)), int(np.max(leaves))
         if low < 0 or high >= alphabet:
