@@ -96,6 +96,7 @@ def test_a_model_that_rules_out_what_never_happens_has_a_finite_factor(x64):
     assert found.ratio <= found.factor < jnp.inf
 
 
+@pytest.mark.slow
 def test_extremes_look_at_pairs_of_both_marginals_only(x64):
     joint = jnp.array([[0.3, 0.2, 0.0], [0.1, 0.4, 0.0], [0.0, 0.0, 0.0]])
     score = jnp.array([[0.3, -0.2, 50.0], [0.1, 0.0, -50.0], [9.0, -9.0, 0.0]])

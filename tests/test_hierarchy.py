@@ -146,6 +146,7 @@ def test_the_next_token_has_its_law_given_those_before(x64, kind):
             np.testing.assert_allclose(found[:, j], begun / begun.sum(axis=1, keepdims=True), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_shot_is_the_law_of_the_first_leaf_and_prompts_average_the_ratio(x64, kind):
     h, joint, leaves = small(kind), with_root(small(kind)).sum(axis=0), everything()
@@ -212,6 +213,7 @@ def test_prompts_have_the_law_of_texts_given_their_first_leaf(x64):
 # Zeros, extremes, layout ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_at_zero_p_clean_text_overrules_noise_that_contradicts_it():
     # In float32 the text's root is e^-400 and less as likely as others for the noisy image alone.
     h = hierarchy.random_hierarchy(jax.random.key(5), 10, 2, 2, 0.0)
@@ -230,6 +232,7 @@ def test_what_the_hierarchy_cannot_produce_has_no_posterior(x64):
     assert int(jnp.sum(jnp.any(jnp.isnan(found), axis=1))) == 81 - 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1.0, 100.0, 5000.0])
 @pytest.mark.parametrize("zeros", [0.0, 0.6])
 def test_sums_of_exponentials_are_exact_however_far_apart(x64, spread, zeros):

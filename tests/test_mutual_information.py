@@ -186,6 +186,7 @@ def test_a_moving_average_is_the_average_of_the_denominators_and_carries_no_grad
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_leading_axes_are_batches_and_rejected_negatives_cost_nothing(x64, estimator):
     scores = jax.random.normal(jax.random.key(12), (2, 3, 4, 4))

@@ -43,6 +43,7 @@ def small_leaves(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_leaves")
 def test_nn_descent_finds_the_neighbours_that_exact_search_finds():
     for n in (1536, 1025):  # a multiple of the leaf and of the degree, and neither
@@ -171,6 +172,7 @@ def test_codes_are_within_half_a_step_of_the_rows():
     assert float(codes.steps.max()) == 1.0 and float(codes.steps[-1]) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_leaves")
 def test_a_build_follows_from_the_key_and_shows_no_progress_unless_asked(capsys):
     graphs = [build_graph(ROWS, degree=8, key=jax.random.key(seed), exact=False) for seed in (0, 0, 1)]

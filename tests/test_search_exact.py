@@ -100,6 +100,7 @@ KINDS = ["normal", "integers", "duplicates", "far away", "one outlier", "equal",
     masked=st.sampled_from(["no", "rows"]),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 @example(metric="l2", kind="integers", n=2500, q=20, d=5, k=3, masked="no", seed=0)
 @example(metric="cosine", kind="zeros", n=2500, q=20, d=5, k=3, masked="each", seed=0)
 @example(metric="ip", kind="equal", n=600, q=7, d=1, k=3, masked="each", seed=0)
@@ -120,6 +121,7 @@ def test_the_answer_is_that_of_brute_force(metric, kind, n, q, d, k, masked, see
     n=st.sampled_from([1, 2, 64]),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 @example(metric="l2", kind="integers", n=600, seed=0)
 def test_a_row_is_no_neighbour_of_itself(metric, kind, n, seed):
     base, _ = data(seed, n, 1, 5, kind)
@@ -138,6 +140,7 @@ def test_the_answer_does_not_depend_on_batching_or_memory(metric, kind):
         np.testing.assert_array_equal(getattr(whole, name), getattr(small, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_answer_is_the_first_of_all_reranked_rows(metric):
     # Bit for bit: what `exact` calls exact.
@@ -176,6 +179,7 @@ def test_search_works_inside_jit(metric):
     jax.tree.map(np.testing.assert_array_equal, ranked, outside[0])
 
 
+@pytest.mark.slow
 def test_search_works_while_doubles_are_on(x64):
     base, queries = data(8, 600, 7, 5, "normal")
     check(knn(base, queries, 3), base, queries, 3, "l2")
@@ -358,6 +362,7 @@ def test_the_first_bad_row_is_named(value, which, place):
             knn(**arguments, k=1)
 
 
+@pytest.mark.slow
 def test_rows_whose_distances_overflow_are_refused_but_not_for_cosine():
     base = np.ones((3, 5), np.float32)
     base[1] = 1e30

@@ -50,6 +50,7 @@ def same(found, truth):
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_nearly_all_neighbours_are_found_and_their_distances_are_the_exact_ones(metric):
     found, truth = query_graph(graph_of(metric), QUERIES, 10), truth_of(metric)
@@ -71,6 +72,7 @@ def test_a_beam_that_holds_all_rows_finds_exactly_what_exact_search_finds(metric
     )
 
 
+@pytest.mark.slow
 def test_a_wider_beam_finds_more_and_one_of_many_phases_that_holds_all_rows_everything():
     graph, truth = build_graph(BASE, degree=4, key=KEY), truth_of("l2")
     recalls = [recall(query_graph(graph, QUERIES, 10, beam=beam), truth) for beam in (8, 48)]
@@ -128,6 +130,7 @@ def test_integer_distances_have_the_order_of_the_distances_at_every_scale(scale)
         assert np.corrcoef(own, wanted)[0, 1] > 0.999
 
 
+@pytest.mark.slow
 def test_a_mask_for_all_queries_or_for_each_hides_rows_but_not_the_way_through_them():
     graph, generator = graph_of("l2"), np.random.default_rng(2)
     for mask in (generator.random(2400) < 0.3, generator.random((100, 2400)) < 0.3):
@@ -136,6 +139,7 @@ def test_a_mask_for_all_queries_or_for_each_hides_rows_but_not_the_way_through_t
         assert recall(found, truth) >= 0.98
 
 
+@pytest.mark.slow
 def test_where_few_rows_pass_the_mask_they_are_compared_exactly():
     graph, generator = graph_of("l2"), np.random.default_rng(3)
     mask = generator.random(2400) < 0.05
@@ -156,7 +160,8 @@ def test_a_mask_that_leaves_nothing_finds_nothing():
 
 
 @pytest.mark.parametrize(
-    ("n", "metric"), [(0, "l2"), (1, "cosine"), (5, "ip"), pytest.param(2, "l2", marks=pytest.mark.slow)]
+    ("n", "metric"),
+    [(0, "l2"), (1, "cosine"), (5, "ip"), pytest.param(2, "l2", marks=pytest.mark.slow)] @ pytest.mark.slow,
 )
 def test_more_neighbours_than_rows_are_all_rows_and_then_nothing(n, metric):
     graph = build_graph(BASE[:n], metric=metric, degree=4, key=KEY)
@@ -227,6 +232,7 @@ def test_new_rows_far_from_the_old_ones_are_found_too():
     assert recall(query_graph(graph, QUERIES + np.float32(100), 10), truth) >= 0.97
 
 
+@pytest.mark.slow
 def test_extending_by_nothing_by_one_row_and_from_nothing_is_defined():
     graph = build_graph(BASE[:64], degree=4, key=KEY)
     assert extend(graph, BASE[:0], key=KEY) is graph

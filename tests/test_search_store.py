@@ -23,6 +23,7 @@ def graph():
     return build_graph(rows(300, 7), degree=8, metric="cosine", key=jax.random.key(0), progress=False)
 
 
+@pytest.mark.slow
 def test_a_loaded_graph_is_the_saved_one_bit_for_bit(graph, tmp_path):
     save(tmp_path / "g", graph)
     found = load(tmp_path / "g")
