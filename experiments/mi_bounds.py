@@ -13,7 +13,11 @@ Gaussian pairs, where chi^2 + 1 = e^2I, and 1, the least of all families, for X 
 is at most ln^2 K. The pairs of this part are weakly dependent in many dimensions: a sample variance needs a fourth
 moment of r, which exists for rho < 1/3 only. Beyond, rare pairs carry the law, and measured variances lie below it.
 
-Trained: critics with two encoders, and of both inputs, on fresh Gaussian pairs, by the ordinary loop.
+Trained by the ordinary loop: on fresh Gaussian pairs critics with two encoders by InfoNCE, and networks of both inputs
+by MINE, NWJ and the interpolated bound; on a finite family, X = Y with noise, a table by each of the four, whose value
+is then exact. At I = 3.3 training by NWJ and MINE is too noisy to come near I on batches of 24, since the gradient has
+the variance of NWJ; what holds there is that they pass the cap ln K of InfoNCE. Between its ends the interpolated bound
+is largest not quite at ln r, so that a trained table may lie above that (by 0.003 and 0.016 nats for the two noises).
 
 Sources: by statement.
 """
@@ -73,7 +77,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(joints=48, pairs=1024, batches=4096, steps=300, evaluations=48),
+    "smoke": Config(joints=48, pairs=1024, batches=2048, steps=400, evaluations=48),
     "quick": Config(),
     "full": Config(joints=2000, seeds=16, pairs=16384, batches=65536, steps=4000, evaluations=512),
 }
@@ -149,7 +153,8 @@ def _measured(config, prefix, measure, values):
 
 
 def _informations(correlations, dimension):
-    return np.asarray(jax.jit(lambda rho: mi.gaussian_information(rho, dimension))(jnp.asarray(correlations)))
+    of_one = jax.vmap(lambda rho: mi.gaussian_information(rho, dimension))
+    return np.asarray(jax.jit(of_one)(jnp.asarray(correlations)))
 
 
 def _gaussian(config):
@@ -210,7 +215,7 @@ def _variance(config):
     places = jnp.arange(SYMBOLS[-1])
     joint = lambda n: jnp.diag(jnp.where(places < n, 1 / n, 0.0))  # noqa: E731
     laws = {
-        "gaussian": jax.jit(lambda rho: mi.gaussian_nwj_variance(rho, MANY, ROWS)),
+        "gaussian": jax.jit(jax.vmap(lambda rho: mi.gaussian_nwj_variance(rho, MANY, ROWS))),
         "symbols": jax.jit(partial(jax.lax.map, lambda n: mi.nwj_variance(joint(n), ROWS))),
     }
     arrays |= {f"variance/{f}/law": np.asarray(laws[f](x)) for f, x in (("gaussian", rho), ("symbols", sizes))}
@@ -348,6 +353,20 @@ def _trained_verdicts(config, arrays):
     statement = "a trained InfoNCE estimate stays below ln K where I is larger"
     found += _pair(verify.bound, "MI.trained_cap", statement, OORD, capped[0], "trained MINE", capped[1])
 
-    reached = [(a[name][:, 0] - a["own"][:, 0],) for name in ("mine", "mine_untrained")]
-    statement = "trained MINE, less the log ratio of the same pairs, is 0 on average, rho = 0.6"
-    return found + _pair(agree, "MI.trained_mine", statement, DONSKER, reached[0], "before training", reached[1])
+    for name, label, source in (("mine", "MINE", DONSKER), ("nwj", "NWJ", NGUYEN)):
+        reached = [(a[kind][:, 0] - a["own"][:, 0],) for kind in (name, f"{name}_untrained")]
+        statement = f"trained {label}, less the log ratio of the same pairs, is 0 on average, rho = 0.6"
+        found += _pair(agree, f"MI.trained_{name}", statement, source, reached[0], "before training", reached[1])
+    ends = ("interpolated", "interpolated_untrained")
+    reached = [(a[kind][:, 0] - a["interpolated_exact"][:, 0],) for kind in ends]
+    statement = "a trained interpolated bound, less that of the exact critic on the same pairs, is 0, rho = 0.6"
+    found += _pair(agree, "MI.trained_interpolated", statement, POOLE, reached[0], "before training", reached[1])
+
+    # Largest shortfall of the four bounds and two noises: of the tables trained by each, of that by InfoNCE in all.
+    short = a["tables"][..., 2:] - a["tables"][..., :2]
+    own, other = np.max(short, axis=(1, 2)).T
+    agree = partial(verify.agreement, predicted=0.0, margin=config.mean)
+    statement = "tables trained by InfoNCE, MINE, NWJ and the interpolated bound reach it at ln r, X = Y with noise"
+    return found + _pair(
+        agree, "MI.tables", statement, POOLE, (own,), "all by InfoNCE, which leaves c(x) free", (other,)
+    )

@@ -28,8 +28,10 @@ def draw(result):
         $\\ln(1+\\chi^2/K)$, dashed; grey: a constant score. c: variance of estimates of batches of four with the exact
         critic, {config.batches:,} batches for each of {config.seeds} seeds; dashed: the closed form of NWJ; grey:
         InfoNCE, below $\\ln^2 K$, dotted line. Where the law leaves the Gaussian points, its mass is in pairs too rare
-        to be drawn. d: critics trained for {config.steps:,} steps on fresh pairs, {config.seeds} seeds each, against
-        the exact value; grey: a bilinear critic, and MINE before training.""",
+        to be drawn. d: critics trained for {config.steps:,} steps, {config.seeds} seeds each; above:
+        Gaussian pairs, $\\rho=0.6$ and $0.9$, dashed the exact $I$, grey a bilinear critic and NWJ before training;
+        below: tables for $X=Y$ on 8 symbols, replaced by chance with probability 0.5 and 0.1, line: the bound at
+        $\\ln r$, grey: the table trained by InfoNCE in each bound.""",
     )
     return fig
 
@@ -88,24 +90,40 @@ def _variance(ax, arrays):
 
 
 def _trained(ax, arrays):
+    grey = style.control()
     names = {
         "exact": ("InfoNCE, exact critic", style.series(2)),
         "separable": ("InfoNCE, two encoders", style.series(0)),
-        "bilinear": ("InfoNCE, bilinear", style.control()),
+        "bilinear": ("InfoNCE, bilinear", grey),
+        "interpolated_exact": ("interpolated, exact", style.series(2)),
+        "interpolated": ("interpolated", style.series(4)),
         "mine": ("MINE", style.series(1)),
-        "mine_untrained": ("MINE, untrained", style.control(1)),
+        "nwj": ("NWJ", style.series(3)),
+        "nwj_untrained": ("NWJ, untrained", style.control(1)),
     }
     information = -2 * np.log1p(-(np.array([0.6, 0.9]) ** 2))
     for row, (name, (_, look)) in enumerate(names.items()):
         for value in arrays[f"trained/{name}"].T:
             ax.plot(value, np.full(len(value), row), **look | POINTS | {"markersize": 4, "alpha": 0.6})
+    # Tables: the bounds in the order of the array; the exact optimum of each as a short line.
+    tables, first = arrays["trained/tables"], len(names)
+    labels = ("MINE", "NWJ", "interpolated", "InfoNCE")
+    for row in range(len(labels)):
+        for noise in range(tables.shape[1]):
+            own, other, best = tables[:, noise, row].T
+            place = np.full(len(own), first + row)
+            ax.plot(other, place, **grey | POINTS | {"markersize": 3, "alpha": 0.5})
+            ax.plot(own, place, **style.series(0) | POINTS | {"markersize": 4, "alpha": 0.6})
+            ax.plot(best[:1].repeat(2), first + row + np.array([-0.45, 0.45]), **PREDICTED | {"linestyle": "-"})
     for value in information:
-        ax.axvline(value, **PREDICTED)
-    ax.axvline(np.log(8), color=style.THEORY, linestyle=":", linewidth=0.9, marker="")
+        ax.plot([value, value], [-0.75, first - 0.5], **PREDICTED)
+    ax.plot([np.log(8)] * 2, [-0.75, first - 0.5], color=style.THEORY, linestyle=":", linewidth=0.9, marker="")
+    ax.axhline(first - 0.5, color=style.THEORY, linewidth=0.5, marker="")
     for x, text in ((information[0], "$I$"), (information[1], "$I$"), (np.log(8), r"$\ln K$")):
         ax.text(x, -0.75, text, ha="center", va="bottom", fontsize=style.FONT_SIZE - 1)
-    ax.set_yticks(range(len(names)), [label for label, _ in names.values()])
-    ax.set_ylim(len(names) - 0.5, -0.75)
+    ticks = [label for label, _ in names.values()] + [f"table, {label}" for label in labels]
+    ax.set_yticks(range(len(ticks)), ticks, fontsize=style.FONT_SIZE - 1)
+    ax.set_ylim(len(ticks) - 0.5, -0.75)
     ax.grid(False, axis="y")
-    ax.set_xlabel(r"value on fresh pairs, $\rho=0.6$ and $0.9$")
+    ax.set_xlabel(r"value on fresh pairs, $\rho=0.6$ and $0.9$; tables: exact, two noises")
     ax.set_title("d  Trained critics\n")

@@ -124,6 +124,44 @@ def test_the_interpolated_bound_passes_ln_k_over_alpha_but_not_one_more(x64):
     assert math.log(4) + 0.9 < found < math.log(4) + 1
 
 
+def test_scores_beyond_the_grid_of_the_interpolated_bound_raise_and_are_nan_inside_jit(x64, as_users_run):
+    # float32: e^-67.4 is eps e^4 times the smallest normal number; float64: 140 nats for the nodes, 45 for the ends.
+    for dtype, fits, beyond in ((jnp.float32, 67.0, (68.0, 84.0, 95.0)), (jnp.float64, 90.0, (100.0, 300.0, 720.0))):
+        joint, score = (z.astype(dtype) for z in draw(18, zeros=0.0))
+        joint /= jnp.sum(joint)
+        inside = jax.jit(lambda p, s: mi.interpolated(p, s, 4, 0.5))
+        at = [score.at[0, 0].set(largest) for largest in (fits, *beyond)]
+        # Nodes are rounded by eps of their logarithm, which is at most that of the largest score and the ends.
+        rtol = 10 * float(jnp.finfo(dtype).eps) * (fits + 45)
+        expected = by_listing(joint.astype(float), at[0].astype(float), 4, 0.5)
+        for bound in (inside, lambda p, s: mi.interpolated(p, s, 4, 0.5)):
+            np.testing.assert_allclose(bound(joint, at[0]), expected, rtol=rtol)
+        for s in at[1:]:
+            assert jnp.isnan(inside(joint, s))
+            with pytest.raises(ValueError, match="beyond the grid"):
+                mi.interpolated(joint, s, 4, 0.5)
+
+
+def test_the_variance_of_the_interpolated_bound_stays_bounded_and_that_of_nwj_does_not(x64):
+    # X = Y on N symbols: only which of four pairs are equal counts; N (N - 1) ... / N^4 of the draws for each pattern.
+    patterns = np.array(
+        [p for p in itertools.product(range(4), repeat=4) if all(p[i] <= max((-1, *p[:i])) + 1 for i in range(4))]
+    )
+    same = patterns[:, :, None] == patterns[:, None, :]
+    kinds = patterns.max(axis=1) + 1
+    limit = (math.sqrt(math.log(6) ** 2 + 4 / math.e**2) + math.sqrt(6)) ** 2
+    for n in (4, 64, 1024):
+        chances = np.array([math.perm(n, k) / n**4 for k in kinds])
+        np.testing.assert_allclose(chances.sum(), 1)
+        scores = jnp.asarray(np.where(same, math.log(n), -np.inf))
+        variances = []
+        for values in (mi.estimate_interpolated(scores, 0.5), mi.estimate_nwj(scores + 1)):
+            mean = chances @ np.asarray(values)
+            variances.append(chances @ (np.asarray(values) - mean) ** 2)
+        assert variances[0] <= limit
+        np.testing.assert_allclose(variances[1], mi.nwj_variance(joints.identical(n), 4), rtol=1e-9)
+
+
 def test_many_candidates_bring_the_interpolated_bound_to_a_limit_at_the_rate_one_over_k(x64):
     joint, score = draw(7)
     values = [mi.interpolated(joint, score, k, 0.5) for k in (10**4, 2 * 10**4, 4 * 10**4)]

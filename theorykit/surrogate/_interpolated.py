@@ -10,6 +10,10 @@ most 25 eps at the step pi^2 / ln(1/eps), see `_quadrature`.
 
 Ends. What lies to the left of t E[S] = eps is of the size of eps. As x e^(-t a x) <= 1/(e t a), the rest of the second
 integral from T on is below K e^(-(1 - alpha) T) / alpha^2, so that (1 - alpha) T = ln(K/eps) plus a few is enough.
+
+Range. The grid begins at the inverse of the largest e^s times eps and e^-4. If its first node is a normal number, then
+e^s <= eps e^-4 / tiny is far below the largest number, since tiny times that is about 4. Products t e^s that underflow
+belong to other candidates and change S t by less than tiny; those that overflow have e^(-t e^s) = 0, as they should.
 """
 
 import math
@@ -36,8 +40,14 @@ def step_of(largest_score, candidates, weight, dtype):
     return low, (high - low) / _NODES
 
 
+def fits(low, step, dtype):
+    """Whether the nodes are close enough, and all of them normal numbers: both roundings of `low` and the half step by
+    which the first node lies above it are on the safe side."""
+    return (step <= widest_step(dtype)) & (low >= math.log(jnp.finfo(dtype).tiny))
+
+
 def between(joint, score, candidates, weight):
-    """The bound, for K in the dtype of the joint and a Python weight alpha below 1."""
+    """The bound, for K in the dtype of the joint and a Python weight alpha below 1; NaN where the scores do not fit."""
     p, q = jnp.sum(joint, axis=1), jnp.sum(joint, axis=0)
     seen = (p > 0)[:, None] & (q > 0)[None, :]
     score = jnp.where(seen, score, -jnp.inf)
@@ -49,8 +59,9 @@ def between(joint, score, candidates, weight):
     def add(node, sums):
         t = jnp.exp(low + step * (node.astype(joint.dtype) + 0.5))
         decay = jnp.exp(-t * share)
-        # Near 1 for small t: its logarithm keeps its digits, which the power multiplies by K.
-        log_phi = jnp.log1p(jnp.sum(q[None, :] * jnp.expm1(-t * share), axis=1))
+        # Near 1 for small t: its logarithm keeps its digits, which the power multiplies by K. The sum may round
+        # to less than -1.
+        log_phi = jnp.log1p(jnp.maximum(jnp.sum(q[None, :] * jnp.expm1(-t * share), axis=1), -1.0))
         rest = jnp.exp(jnp.where(candidates > 1, (candidates - 1) * log_phi, 0.0) - t * floor)
         logarithm = jnp.sum(p * jnp.exp(-t) - rest * jnp.sum(joint * decay, axis=1))
         inverse = t * jnp.sum(rest * jnp.sum(product * ratio * decay, axis=1))
@@ -60,4 +71,5 @@ def between(joint, score, candidates, weight):
     log_total, weights = jax.lax.fori_loop(0, _NODES, add, (zero, zero))
     met = joint > 0
     positive = jnp.sum(jnp.where(met, joint * jnp.where(met, score, 0.0), 0.0))
-    return 1 + positive - step * (log_total + weights)
+    value = 1 + positive - step * (log_total + weights)
+    return jnp.where(fits(low, step, joint.dtype), value, jnp.nan)

@@ -173,6 +173,13 @@ def estimate_interpolated(scores: Float[Array, "*batches n n"], weight: float) -
     The negatives of a row are its n - 1 candidates of E_-. Those of E_+ are the positive and all negatives but the one
     after it: with all of them the two means would be of different K, and their difference no bound.
 
+    With the exact critic s = ln r and alpha > 0 the variance is at most, for every I,
+
+    .. math:: \Big( \sqrt{\ln^2 (K / \alpha) + 4 / e^2} + \sqrt{K / \alpha} \Big)^2
+
+    since v^2 <= v K/alpha and E_- v = E [m / (alpha m + 1 - alpha)] <= 1, which is concave in m with E m = 1; and over
+    positives with v < 1 the mean of ln^2 v is E_- [(alpha m + 1 - alpha) v ln^2 v] <= 4/e^2.
+
     Parameters
     ----------
     scores : (..., n, n)

@@ -15,8 +15,11 @@ At the optimum DV and NWJ are I. What they lose is a divergence, in closed form:
     I - InfoNCE(s) = (I - I_K) + (R_K(s) - R_K(ln r)),   I - I_K in [0, ln(1 + chi^2/K)]
 
 so that NWJ <= DV <= I - S <= I, where S is the sufficiency: the mean over x is outside the logarithm in I - S, which
-is the limit of InfoNCE for many candidates, and inside in DV. InfoNCE never exceeds ln K; it is the only one of them
-that is capped, and the only one whose variance does not grow exponentially in I.
+is the limit of InfoNCE for many candidates, and inside in DV.
+
+Two of them are capped: InfoNCE never exceeds ln K, and the interpolated bound with alpha > 0 never 1 + ln(K/alpha).
+With the exact critic ln r the variances of their estimators are bounded too, whatever I is, see `estimate_info_nce` and
+`estimate_interpolated`. DV and NWJ have no cap, and the variance of NWJ grows exponentially in I, see `nwj_variance`.
 
 Estimators take the scores of a batch of n independent pairs, s_ij = s(x_i, y_j), pairs on the diagonal, negatives off
 it. Leading axes are batches: `over_batches` turns their values into a mean with its standard error. For InfoNCE with K
@@ -241,12 +244,13 @@ def interpolated(
     Returns
     -------
     The bound in nats, exact to a few roundings of the size of the scores; -inf if a pair with P > 0 is ruled out.
+    Inside jit, where nothing can be raised, NaN if a score is too large for the grid of the integral.
 
     Raises
     ------
     TypeError, ValueError
         As `contrastive_risk`, if the weight is outside [0, 1], or, below 1, if a score is too large for the grid of
-        the integral (about 90 nats in float64).
+        the integral: about 90 nats in float64, 67 in float32, where e^-s then leaves the range of the numbers.
     """
     count = risk._checked("interpolated", joint, score, candidates, "x")
     check_weight("interpolated", weight)
@@ -255,10 +259,11 @@ def interpolated(
     if not any(isinstance(value, jax.core.Tracer) for value in (joint, score, count)):
         seen = (jnp.sum(joint, axis=1) > 0)[:, None] & (jnp.sum(joint, axis=0) > 0)[None, :]
         largest = jnp.max(jnp.where(seen, score, -jnp.inf))
-        if _interpolated.step_of(largest, count, weight, joint.dtype)[1] > _interpolated.widest_step(joint.dtype):
+        grid = _interpolated.step_of(largest, count, weight, joint.dtype)
+        if not _interpolated.fits(*grid, joint.dtype):
             raise ValueError(
                 f"interpolated: the largest score is {float(largest):.3g} and the weight {weight}, beyond the grid of "
-                "the integral; subtract a function of x from the score, or take a smaller weight"
+                f"the integral in {joint.dtype}; pass float64, lower the scores, or take weight 1, which has no grid"
             )
     return _interpolated.between(joint, score, count, weight)
 
