@@ -125,5 +125,5 @@ def _trained(ax, arrays):
     ax.set_yticks(range(len(ticks)), ticks, fontsize=style.FONT_SIZE - 1)
     ax.set_ylim(len(ticks) - 0.5, -0.75)
     ax.grid(False, axis="y")
-    ax.set_xlabel(r"value on fresh pairs, $\rho=0.6$ and $0.9$; tables: exact, two noises")
+    ax.set_xlabel(r"nats")
     ax.set_title("d  Trained critics\n")
