@@ -181,7 +181,6 @@ def trained(config):
         "rho": jnp.repeat(jnp.asarray(TRAINED_AT), config.seeds),
         "noise": jnp.repeat(jnp.asarray(NOISES), config.seeds),
     }
-    # This generator compiles in a fraction of the time of the default one.
     untrained = _start(jax.random.split(jax.random.key(3, impl="rbg"), len(data["rho"])))
     done = training.train(
         _loss,

@@ -182,7 +182,7 @@ def _clip(config, candidates):
             a, b, rho = problem["a"][r], problem["b"][r], problem["rho"][r]
             with jax.enable_x64(True):
                 cov_a, cov_b = a @ a.T, b @ b.T
-                best = gaussian.clip_optimum(*map(jnp.asarray, (cov_a, cov_b, a * rho @ b.T)), OUTPUTS)
+                best = _clip_optimum(*map(jnp.asarray, (cov_a, cov_b, a * rho @ b.T)), OUTPUTS)
                 dual_a, dual_b = cov_a @ best.a_weights, cov_b @ best.b_weights
                 weights.append(np.diag(dual_a.T @ wa[r].T @ wb[r] @ dual_b) / best.correlations)
                 pairs = ((a.T @ wa[r].T, a.T @ best.a_weights), (b.T @ wb[r].T, b.T @ best.b_weights))
@@ -191,9 +191,19 @@ def _clip(config, candidates):
     return found
 
 
+# Compiled as a whole: dozens of small operations, each compiled by itself, take longer than all seeds together.
+_clip_optimum = jax.jit(gaussian.clip_optimum, static_argnums=3)
+_info_nce_optimum = jax.jit(gaussian.info_nce_optimum, static_argnums=2)
+
+
+@jax.jit
+def _angle(x, y):
+    return compare.principal_angles(*(compare.orthonormal_basis(z) for z in (x, y)))[-1]
+
+
 def _largest_angle(x, y):
     """Largest principal angle between column spaces, in radians."""
-    return float(compare.principal_angles(*(compare.orthonormal_basis(jnp.asarray(z)) for z in (x, y)))[-1])
+    return float(_angle(jnp.asarray(x), jnp.asarray(y)))
 
 
 def _null_angles():
@@ -213,7 +223,7 @@ def _info_nce(config, candidates):
             a = problem["a"][r]
             with jax.enable_x64(True):
                 half = jnp.asarray(a * (1 - problem["rho"][r]) @ a.T)
-                best = gaussian.info_nce_optimum(jnp.asarray(a @ a.T), half, DIMENSION)
+                best = _info_nce_optimum(jnp.asarray(a @ a.T), half, DIMENSION)
                 strengths.append(np.sum((w[r] @ a @ a.T @ best.directions) ** 2, axis=0))
                 white = a.T @ np.stack([w[r].T @ w[r], best.gram]) @ a
             errors.append(np.linalg.norm(white[0] - white[1]) / np.linalg.norm(white[1]))
