@@ -16,8 +16,9 @@ moment of r, which exists for rho < 1/3 only. Beyond, rare pairs carry the law, 
 Trained by the ordinary loop: on fresh Gaussian pairs critics with two encoders by InfoNCE, and networks of both inputs
 by MINE, NWJ and the interpolated bound; on a finite family, X = Y with noise, a table by each of the four, whose value
 is then exact. At I = 3.3 the trained networks fall short of I, by 0.1 nats (MINE) to 0.4 (NWJ) at quick, for a reason
-that is not isolated here; what holds is that MINE passes the cap ln K of InfoNCE. Between its ends the interpolated bound
-is largest not quite at ln r, so that a trained table may lie above that (by 0.003 and 0.016 nats for the two noises).
+that is not isolated here; what holds is that MINE passes the cap ln K of InfoNCE. Between its ends the interpolated
+bound is largest not quite at ln r, so that a trained table may lie above that (by 0.003 and 0.016 nats for the two
+noises).
 
 Sources: by statement.
 """
