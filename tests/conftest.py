@@ -18,6 +18,13 @@ def strict_numerics():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_kept():
+    """Compiled programs go with the file that needed them: those of all files held seven gigabytes a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64."""

@@ -161,8 +161,9 @@ def test_a_mask_that_leaves_nothing_finds_nothing():
 
 @pytest.mark.parametrize(
     ("n", "metric"),
-    [(0, "l2"), (1, "cosine"), (5, "ip"), pytest.param(2, "l2", marks=pytest.mark.slow)] @ pytest.mark.slow,
+    [(0, "l2"), (1, "cosine"), (5, "ip"), pytest.param(2, "l2")],
 )
+@pytest.mark.slow
 def test_more_neighbours_than_rows_are_all_rows_and_then_nothing(n, metric):
     graph = build_graph(BASE[:n], metric=metric, degree=4, key=KEY)
     found = query_graph(graph, QUERIES[:3], 7)
