@@ -20,11 +20,10 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import _timing
-from benchmarks._search_data import clustered
+from benchmarks._search_data import clustered, recall
 from theorykit.search import build_graph, knn, query_graph
 
 K = 10
-TIES = 1e-5
 LEAST_RECALL = 0.95
 MOST_BUILD = 3.5  # seconds
 LEAST_EXACT, LEAST_GRAPH = 3e5, 1e6  # queries a second
@@ -98,9 +97,9 @@ def measure(plan: Plan) -> dict[str, Any]:
 
             found, cold = first(search)
             walls = _timing.interleave({"graph": search}, plan.budget, f"beam {beam}")["graph"].wall
-            recall = float(np.mean(np.asarray(found.distances) <= last[:, None] * (1 + TIES)))
             speed = _timing.summary([plan.queries / wall for wall in walls])
-            beams.append({"beam": beam, "recall": recall, "first_seconds": cold, "per_second": speed})
+            right = recall(np.asarray(found.distances), last)
+            beams.append({"beam": beam, "recall": right, "first_seconds": cold, "per_second": speed})
             bar.update()
     return {
         "build": {"first_seconds": first_build, "seconds": _timing.summary(builds)},

@@ -24,12 +24,11 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import _timing
-from benchmarks._search_data import Data, clustered
+from benchmarks._search_data import Data, clustered, recall
 from theorykit.search.exact import knn
 from theorykit.search.graph import build_graph, query_graph
 
 K = 10
-TIES = 1e-5
 BUCKETS = (0.90, 0.95, 0.99)
 TARGET_BUCKET = 0.95
 LEAST_SPEED, MOST_BUILD = 0.5, 3.0  # against hnswlib
@@ -115,11 +114,6 @@ def contestants(data: Data, case: Case) -> dict[str, Contestant]:
             descend, lambda index, queries, epsilon: index.query(queries, K, epsilon)[1], EPSILONS
         )
     return found
-
-
-def recall(distances: np.ndarray, last: np.ndarray) -> float:
-    """Part of the answers no farther than the last true neighbour, ties forgiven."""
-    return float(np.mean(distances <= last[:, None] * (1 + TIES)))
 
 
 def measure(case: Case, budget: _timing.Budget) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from experiments import _search
 from experiments._side_by_side import side_by_side
-from theorykit import data, encoders, losses, results, search, training, verify
+from theorykit import data, encoders, evaluate, losses, results, search, training, verify
 from theorykit.similarity import cosine
 
 ESTIMATE = "Levina, Bickel 2004 (NeurIPS 17); MacKay, Ghahramani 2005 (inverses averaged)"
@@ -152,7 +152,8 @@ def _digits(config, base, classes, queries, own, seed):
     for kind in KINDS:
         near[kind] = np.asarray(search.knn(embed[kind](few), embed[kind](queries), config.neighbours).ids)
         # Views of all digits one after the other, again and again.
-        found[f"accuracy/{kind}"] = _accuracy(classes[near[kind][:, : config.k] % len(classes)], own)
+        votes = _votes(classes[near[kind][:, : config.k] % len(classes)])
+        found[f"accuracy/{kind}"] = evaluate.accuracy(jnp.asarray(votes), jnp.asarray(own))
     if seed == 0:
         found["pictures"] = _pictures(config, few, classes, queries, own, near)
     if seed >= config.graph_seeds:
@@ -214,11 +215,9 @@ def _adam(rate):
     return optax.adam(rate)
 
 
-def _accuracy(votes, labels):
-    """Share of the queries whose own class has most votes; a class that ties with t others counts 1 / (t + 1)."""
-    counts = np.stack([np.sum(votes == c, axis=1) for c in range(CLASSES)], axis=1)
-    best = counts == counts.max(axis=1, keepdims=True)
-    return np.mean(best[np.arange(len(labels)), labels] / best.sum(axis=1))
+def _votes(classes):
+    """Neighbours of each class, (queries, classes), from the classes of the neighbours (queries, k)."""
+    return np.stack([np.sum(classes == c, axis=1) for c in range(CLASSES)], axis=1).astype(np.float32)
 
 
 def _dimension(squared):

@@ -27,7 +27,7 @@ import numpy as np
 
 from experiments import _downstream as problems
 from theorykit import results, surrogate, verify
-from theorykit.surrogate import denoisers, downstream, information_loss
+from theorykit.surrogate import bounds, denoisers, downstream, information_loss
 from theorykit.surrogate import joint as joints
 
 TASKS = "Oko, Lin, Cai, Mei (arXiv 2501.04641)"
@@ -357,21 +357,25 @@ def pairs_of_counts() -> tuple[np.ndarray, np.ndarray]:
 
 
 def loose_factor(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The smaller of 1 + 4 B^3 B'/K and, for K > 2BB', 1/(1 - 2BB'/K), (instances, counts), with w >= 1/B'."""
-    largest = np.maximum(arrays["largest ratio"], arrays["largest model"])[:, None]
-    counts, both = np.array(COUNTS, float), largest / arrays["least model"][:, None]
-    room = 1 - 2 * both / counts
-    second = np.where(room > 0, 1 / np.where(room > 0, room, 1.0), np.inf)
-    return np.minimum(1 + 4 * largest**2 * both / counts, second)
+    """`bounds.floor_factor`, (instances, counts), with w >= 1/B'."""
+    largest = np.maximum(arrays["largest ratio"], arrays["largest model"])
+    return _by_count(bounds.floor_factor, largest, 1 / arrays["least model"])
 
 
 def sharp_factor(arrays: dict[str, np.ndarray], which: str = "both") -> np.ndarray:
-    """1 + (2B - 1)/(K - 1), (instances, counts); with B of r alone ("ratio"), or B in place of 2B ("half")."""
+    """`bounds.ceiling_factor`, (instances, counts); with B of r alone ("ratio"), or B in place of 2B ("half")."""
     largest = arrays["largest ratio"]
     if which != "ratio":
         largest = np.maximum(largest, arrays["largest model"])
-    twice = largest if which == "half" else 2 * largest
-    return 1 + (twice[:, None] - 1) / (np.array(COUNTS, float) - 1)
+    return _by_count(bounds.ceiling_factor, largest / 2 if which == "half" else largest)
+
+
+def _by_count(factor, *limits):
+    """A factor of `bounds` for limits (instances,) at every number of candidates, (instances, counts)."""
+    with jax.enable_x64(True):
+        by_instance = jax.vmap(factor, (*[0] * len(limits), None))
+        by_count = jax.vmap(by_instance, (*[None] * len(limits), 0), out_axes=1)
+        return np.asarray(by_count(*map(jnp.asarray, limits), jnp.asarray(COUNTS, float)))
 
 
 def revealed(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

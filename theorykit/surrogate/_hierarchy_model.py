@@ -111,11 +111,15 @@ def _check_laws(where, name, values):
 
 def check_leaves(leaves: object, kernels: Array, where: str, name: str) -> None:
     """Raise unless `leaves` are whole numbers (n, m^L) inside the alphabet of the kernels."""
+    check_symbols(leaves, kernels.shape[-1], where, name)
+    check_count(leaves, kernels, where, name)
+
+
+def check_symbols(leaves: object, symbols: int, where: str, name: str) -> None:
+    """Raise unless `leaves` are whole numbers 0 to symbols - 1."""
     if not isinstance(leaves, jax.Array) or not jnp.issubdtype(leaves.dtype, jnp.integer):
         kind = leaves.dtype if isinstance(leaves, jax.Array) else type(leaves).__name__
         raise TypeError(f"{where}: {name} is {kind}; leaves are symbols, give a JAX array of whole numbers")
-    check_count(leaves, kernels, where, name)
-    symbols = kernels.shape[-1]
     if not isinstance(leaves, jax.core.Tracer) and leaves.size:
         values = np.asarray(leaves)  # also inside jit, where jnp would stage it
         low, high = int(values.min()), int(values.max())

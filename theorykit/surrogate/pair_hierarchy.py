@@ -20,7 +20,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from theorykit.surrogate import _message_passing as passing
-from theorykit.surrogate._hierarchy_model import cumulative, first_above, from_nodes, leaves_in_order, to_nodes
+from theorykit.surrogate._hierarchy_model import (
+    check_symbols,
+    cumulative,
+    first_above,
+    from_nodes,
+    leaves_in_order,
+    to_nodes,
+)
 
 # Numbers that the oracle holds at once: 512 MiB of float64.
 _MOST_CELLS = 2**26
@@ -136,14 +143,7 @@ def evidence(
     TypeError, ValueError
         For symbols that are no whole numbers or outside the alphabet.
     """
-    if not isinstance(leaves, jax.Array) or not jnp.issubdtype(leaves.dtype, jnp.integer):
-        kind = leaves.dtype if isinstance(leaves, jax.Array) else type(leaves).__name__
-        raise TypeError(f"evidence: leaves are {kind}; they are symbols, give a JAX array of whole numbers")
-    if not isinstance(leaves, jax.core.Tracer) and leaves.size:
-        low, high = int(np.min(leaves)), int(np.max(leaves))
-        if low < 0 or high >= alphabet:
-            found = f"leaves hold symbols {low} to {high}"
-            raise ValueError(f"evidence: {found}, outside the alphabet 0..{alphabet - 1}; recode them")
+    check_symbols(leaves, alphabet, "evidence", "leaves")
     known = leaves[:, :, None] == jnp.arange(alphabet, dtype=leaves.dtype)[None, None, :]
     if seen is not None:
         known = known | ~seen[:, :, None]
