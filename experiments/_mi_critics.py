@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from theorykit import encoders, similarity, training
+from theorykit import _random, encoders, similarity, training
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.risk import optimal_score
 
@@ -40,7 +40,7 @@ TABLES = OBJECTIVES | {
 
 def draw(key, rho, *shape):
     """Gaussian pairs of correlation rho, coordinate by coordinate."""
-    x, noise = jax.random.normal(key, (2, *shape))
+    x, noise = _random.normal(key, (2, *shape))
     return x, rho * x + jnp.sqrt(1 - rho * rho) * noise
 
 
@@ -104,7 +104,7 @@ def _fresh(key, data):
     runs = data["rho"].shape[0]
     one, two = jax.random.split(key)
     # A symbol, another, and whether the other is taken: one draw, since each costs compilation.
-    symbols, other, chance = jax.random.uniform(one, (3, runs, PAIRS))
+    symbols, other, chance = _random.uniform(one, (3, runs, PAIRS))
     changed = jnp.where(chance < data["noise"][:, None], other, symbols)
     pairs = draw(two, data["rho"][:, None, None], runs, PAIRS, DIMENSION)
     return *pairs, tuple((SYMBOLS * z).astype(jnp.int32) for z in (symbols, changed))

@@ -32,7 +32,11 @@ def cell_key(seed: int, width: int):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), 1)
 
 
-@partial(jax.jit, static_argnums=0)
+# For programs that run for a moment only: without LLVM's optimisations they compile in half the time.
+BRIEFLY = {"xla_backend_optimization_level": 0}
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=BRIEFLY)
 def initial(encoder, key, x):
     """Initial parameters; compiled as a whole, which is faster than flax's eager init."""
     return encoder.init(key, x)
@@ -59,6 +63,27 @@ DOT_LOSSES = {
 }
 
 LINEAR_DOT = partial(_shifted_linear, **_DOT)
+
+
+@one_object
+def objective(apply, choice: tuple):
+    """(params, (xa, xb, rate, which)) -> rate x one of the losses: a compiled program serves all losses and rates.
+
+    `rate` and `which` are arrays of equal entries, since training wants data by rows: see `with_loss`.
+    """
+
+    def value(params, batch):
+        *views, rate, which = batch
+        embeddings = jnp.split(apply(params, jnp.concatenate(views)), len(views))
+        return rate[0] * jax.lax.switch(which[0], choice, *embeddings)
+
+    return value
+
+
+def with_loss(two_views, which: int, rate: float):
+    """Data of `objective`; the optimiser is then descent at rate 1."""
+    n = len(two_views[0])
+    return (*two_views, jnp.full(n, rate), jnp.full(n, which))
 
 
 @one_object
@@ -99,7 +124,7 @@ def triplets(seed: int, count: int, classes=(0, 1)):
     return a, b, jnp.roll(b, half, axis=0)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=BRIEFLY)
 def at_start(apply, params, points):
     """Embeddings (n, z) of a network and its kernel (n, n, z, z), in one program."""
     return apply(params, points), empirical.empirical_ntk(apply, params, points)

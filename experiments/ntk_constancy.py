@@ -20,7 +20,6 @@ Source: Anil, Esser, Ghoshdastidar (arXiv 2403.08673) for constancy under cosine
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from experiments import _setting
 from experiments._side_by_side import side_by_side
-from theorykit import results, training, verify
+from theorykit import results, verify
 from theorykit.ntk import drift
 
 COSINE = tuple(_setting.COSINE_LOSSES)
@@ -82,14 +81,22 @@ _MEASURED = ("change", "smallest", "largest", "travelled")
 
 def run(config: Config) -> dict[str, np.ndarray]:
     """<measure>/<series>/<activation> (seeds, widths, steps), series as "cos InfoNCE"; long runs; scale identity."""
-    cells = [(activation, series) for activation in config.activations for series in _all_series(config)]
     arrays = {"widths": np.array(config.widths), "steps": np.array(_measured_steps(config))}
-    for activation, series in tqdm(cells, desc="ntk_constancy", disable=None):
-        label = f"{series}-{activation}".replace(" ", "_")
-        arrays |= results.part(label, lambda a=activation, s=series: _sweep(config, a, s))
-        if series in _long_series(config):
-            arrays |= results.part(f"long-{label}", lambda a=activation, s=series: _long(config, a, s))
+    arrays |= {"long steps": np.array(_late_steps(config))}
+    cells = len(config.activations) * len(_cells(config))
+    with tqdm(total=cells, desc="ntk_constancy", disable=None) as bar:
+        for activation in config.activations:
+            arrays |= results.part(activation, lambda a=activation: _activation(config, a, bar))
     return arrays | results.part("rescaled", lambda: _rescaled(config))
+
+
+def _cells(config):
+    """(series, seed, column of the width); column -1 stands for the long run."""
+    cells = [(series, *cell) for series in _all_series(config) for cell in np.ndindex(config.seeds, len(config.widths))]
+    cells += [(series, seed, -1) for series in _long_series(config) for seed in range(config.seeds)]
+    # One of each kind first: two at a time, they compile different programs.
+    first = [(series, 0, column) for series in (CONTROL, cells[0][0]) for column in range(len(config.widths))]
+    return sorted(cells, key=lambda cell: cell not in first)
 
 
 def _all_series(config):
@@ -104,11 +111,14 @@ def _measured_steps(config):
     return sorted({0, *(int(s) for s in np.geomspace(1, config.steps, 8).round())})
 
 
-def _loss(series):
-    similarity, name = series.split(" ", 1)
-    if series == CONTROL:
-        return _setting.LINEAR_DOT
-    return (_setting.COSINE_LOSSES if similarity == "cos" else _setting.DOT_LOSSES)[name]
+def _late_steps(config):
+    return sorted({*(s for s in _measured_steps(config) if s <= config.long_steps[-1]), *config.long_steps})
+
+
+def _losses(config):
+    """Losses in the order of the series."""
+    cosine = [_setting.COSINE_LOSSES[name] for name in config.cosine]
+    return (*cosine, *(_setting.DOT_LOSSES[name] for name in config.dot), _setting.LINEAR_DOT)
 
 
 def _start(config, activation, width, seed):
@@ -118,66 +128,63 @@ def _start(config, activation, width, seed):
     return encoder, _setting.initial(encoder, _setting.cell_key(seed, width), views[0]), views
 
 
-def _drift(config, activation, series, width, seed, steps, at):
+def _drift(config, activation, series, width, seed, at):
     encoder, params, views = _start(config, activation, width, seed)
     rate = config.learning_rate / _SLOWER.get(series.removeprefix("dot "), 1.0)
     if series == CONTROL:
-        steps = _setting.steps_of_growth(encoder, params, views, rate, config.growth)
-        at = [0, steps]
+        at = [0, _setting.steps_of_growth(encoder, params, views, rate, config.growth)]
     return drift.kernel_drift(
         encoder.apply,
-        training.objective(encoder.apply, _loss(series)),
+        _setting.objective(encoder.apply, _losses(config)),
         params,
-        views,
+        _setting.with_loss(views, _all_series(config).index(series), rate),
         points=views[0],
-        optimizer=_setting.descent(rate),
-        steps=steps,
+        optimizer=_setting.descent(1.0),
+        steps=at[-1],
         at=at,
     )
 
 
-def _sweep(config, activation, series):
-    at = _measured_steps(config)
-    measured = np.full((len(_MEASURED), config.seeds, len(config.widths), 2 if series == CONTROL else len(at)), np.nan)
-    taken = np.zeros((config.seeds, len(config.widths)))
+def _activation(config, activation, bar):
+    at = {series: 2 if series == CONTROL else len(_measured_steps(config)) for series in _all_series(config)}
+    shape = (config.seeds, len(config.widths))
+    measured = {series: np.full((len(_MEASURED), *shape, points), np.nan) for series, points in at.items()}
+    taken = {series: np.zeros(shape) for series in at}
+    late = {series: [None] * config.seeds for series in _long_series(config)}
 
-    def measure(seed, column):
-        found = _drift(config, activation, series, config.widths[column], seed, config.steps, at)
-        reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
-        measured[:, seed, column, :reached] = [getattr(found, name) for name in _MEASURED]
-        taken[seed, column] = found.steps[-1]
+    def measure(series, seed, column):
+        if column < 0:
+            found = _drift(config, activation, series, config.long_width, seed, _late_steps(config))
+            late[series][seed] = found.change
+        else:
+            found = _drift(config, activation, series, config.widths[column], seed, _measured_steps(config))
+            reached = len(found.steps)  # fewer than asked for after a divergence: the rest stays not-a-number
+            measured[series][:, seed, column, :reached] = [getattr(found, name) for name in _MEASURED]
+            taken[series][seed, column] = found.steps[-1]
+        bar.update()
 
-    side_by_side(measure, np.ndindex(taken.shape))
-    key = f"{series}/{activation}"
-    return {f"{name}/{key}": values for name, values in zip(_MEASURED, measured, strict=True)} | {f"taken/{key}": taken}
-
-
-def _long(config, activation, series):
-    at = [s for s in (*_measured_steps(config), *config.long_steps) if s <= config.long_steps[-1]]
-    at = sorted({*at, 0})
-    runs = side_by_side(
-        partial(_drift, config, activation, series, config.long_width),
-        [(seed, config.long_steps[-1], at) for seed in range(config.seeds)],
-    )
-    return {f"long/{series}/{activation}": np.array([run.change for run in runs]), "long steps": np.array(at)}
+    side_by_side(measure, _cells(config))
+    arrays = {f"long/{series}/{activation}": np.array(changes) for series, changes in late.items()}
+    for series, values in measured.items():
+        key = f"{series}/{activation}"
+        arrays |= {f"{name}/{key}": value for name, value in zip(_MEASURED, values, strict=True)}
+        arrays[f"taken/{key}"] = taken[series]
+    return arrays
 
 
 def _rescaled(config):
     """Losses of W and of 2W in float64, (seeds,): equal under cosine, not under the dot product."""
-    arrays = {}
-    with jax.enable_x64(True):
-        for series in ("cos InfoNCE", "dot InfoNCE"):
-            values = []
-            for seed in range(config.seeds):
-                encoder, params, views = _start(config, config.activations[0], config.widths[0], seed)
-                params, views = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, views))
-                twice = {
-                    "params": params["params"] | {"dense_1": {"kernel": 2 * params["params"]["dense_1"]["kernel"]}}
-                }
-                value = jax.jit(training.objective(encoder.apply, _loss(series)))
-                values.append([value(params, views), value(twice, views)])
-            arrays[f"rescaled/{series}"] = np.array(values)
-    return arrays
+    values = {series: np.empty((config.seeds, 2)) for series in ("cos InfoNCE", "dot InfoNCE")}
+    for seed in range(config.seeds):
+        encoder, params, views = _start(config, config.activations[0], config.widths[0], seed)
+        value = _setting.objective(encoder.apply, _losses(config))
+        with jax.enable_x64(True):
+            params, views = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, views))
+            twice = {"params": params["params"] | {"dense_1": {"kernel": 2 * params["params"]["dense_1"]["kernel"]}}}
+            for series, found in values.items():
+                batch = _setting.with_loss(views, _all_series(config).index(series), 1.0)
+                found[seed] = [jax.jit(value)(p, batch) for p in (params, twice)]
+    return {f"rescaled/{series}": found for series, found in values.items()}
 
 
 def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:

@@ -22,7 +22,7 @@ views and its check: derivation.
 """
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from theorykit.ntk import gradient_flow
 
 SOURCE = "Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720); two views: derivation"
 SERIES = ("cosine InfoNCE", "linear dot")
+LOSSES = (_setting.COSINE_LOSSES["InfoNCE"], _setting.LINEAR_DOT)
 PARTS = ("training", "held-out")
 
 
@@ -100,10 +101,10 @@ def _cell(config, activation, series, seed, width):
     points = jnp.concatenate([*views, a[n:], b[n:]])
     params = _setting.initial(encoder, _setting.cell_key(seed, width), a)
     embeddings, kernel = _setting.at_start(encoder.apply, params, points)
-    loss, times, longest = _setting.COSINE_LOSSES["InfoNCE"], np.array(config.times), config.learning_rate
+    loss, times, longest = LOSSES[SERIES.index(series)], np.array(config.times), config.learning_rate
     if series == "linear dot":
         # Its gap is of order one, so longer steps do, and its time is several times longer.
-        loss, longest = _setting.LINEAR_DOT, 4 * config.learning_rate
+        longest = 4 * config.learning_rate
         start = embeddings[: 2 * n], kernel[: 2 * n, : 2 * n]
         times = np.array([longest * _setting.steps_until(config.growth * np.sqrt(width), *start, longest)])
     predicted = gradient_flow.flow(
@@ -128,9 +129,9 @@ def _cell(config, activation, series, seed, width):
 def _train(encoder, loss, params, views, points, rate, steps):
     """Embeddings after the given numbers of updates, (times, points, z); not-a-number after a divergence."""
     run = training.train(
-        _scaled_objective(encoder.apply, loss),
+        _setting.objective(encoder.apply, LOSSES),
         params,
-        (*views, jnp.full(len(views[0]), rate)),
+        _setting.with_loss(views, LOSSES.index(loss), rate),
         optimizer=_setting.descent(1.0),
         steps=int(steps[-1]),
         metrics=_parameters,
@@ -141,13 +142,6 @@ def _train(encoder, loss, params, views, points, rate, steps):
     for m in range(len(run.metric_steps)):
         found[m] = _embed(encoder.apply, run.metrics, points, m)
     return found
-
-
-@cache
-def _scaled_objective(apply, loss):
-    """The loss times the learning rate, which comes with the data: one compiled program serves both rates."""
-    objective = training.objective(apply, loss)
-    return lambda params, batch: batch[2][0] * objective(params, batch[:2])
 
 
 def _parameters(params):

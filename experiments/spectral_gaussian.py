@@ -33,7 +33,7 @@ import scipy.special
 
 from experiments import _candidates
 from experiments._side_by_side import side_by_side
-from theorykit import losses, results, training, verify
+from theorykit import _random, losses, results, training, verify
 from theorykit.spectral import compare, gaussian
 
 DERIVED = "derivation (Gaussian integrals)"
@@ -130,7 +130,7 @@ def _latents(normals, p):
 def _fresh(candidates, rows, key, problem):
     """New pairs for a step, in groups of K candidates: (runs, groups, K, d) each."""
     runs = len(problem["rho"])
-    normals = jax.random.normal(key, (3, runs, rows // candidates, candidates, DIMENSION))
+    normals = _random.normal(key, (3, runs, rows // candidates, candidates, DIMENSION))
     latents = _latents(normals, {name: value[:, None, None] for name, value in problem.items() if value.ndim == 2})
     return tuple(
         jnp.einsum("rgkd,red->rgke", z, problem[m], precision="highest") for z, m in zip(latents, "ab", strict=True)

@@ -14,7 +14,6 @@ error that names the file, what was expected and the remedy.
 """
 
 import gzip
-import importlib.util
 import io
 import math
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from theorykit.data.digits import digits
+from theorykit.data.digits import digits, digits_file
 from theorykit.data.normalise import Labelled
 
 VARIABLE = "THEORYKIT_DATA"
@@ -342,9 +341,8 @@ def source_files(name: str, *, folder: Path | str | None = None, split: str = "t
         return _among([path], IDX_FILES[split])
     if split != "train":
         raise DataError(f"{name}: has no test split. Remedy: load it once and split its rows.")
-    if path is None:  # scikit-learn is a dependency, so it is there
-        package = importlib.util.find_spec("sklearn")
-        return [Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"]
+    if path is None:
+        return [digits_file()]
     if not path.is_file():
         known = ", ".join(["digits", *IDX_SETS, *CIFAR_SETS])
         raise FileNotFoundError(

@@ -21,6 +21,9 @@ from theorykit import training
 from theorykit.ntk.empirical import check_points, empirical_ntk
 
 
+_ROOM = 16  # snapshots at least; as many as the experiments take, and few parameters' worth of memory
+
+
 class Drift(NamedTuple):
     """What `kernel_drift` measured after `steps` updates; every array has one entry per measured step, (m,).
 
@@ -137,11 +140,12 @@ def kernel_drift(
         metric_steps=at,
         progress=False,
     )
-    reached, snapshots = len(run.metric_steps), run.metrics
-    if reached < len(at):  # filled up after a divergence, so that one compiled program measures all runs
-        fill = lambda leaf: np.pad(leaf, [(0, len(at) - reached)] + [(0, 0)] * (leaf.ndim - 1))  # noqa: E731
-        snapshots = jax.tree.map(fill, jax.device_get(snapshots))
-    columns = _measure(apply, memory, params, snapshots, points)
+    reached = len(run.metric_steps)
+    # Room for a number of snapshots that many calls share, so that one compiled program measures all of them.
+    room = max(_ROOM, 2 ** (len(at) - 1).bit_length())
+    fill = lambda leaf: np.pad(leaf, [(0, room - reached)] + [(0, 0)] * (leaf.ndim - 1))  # noqa: E731
+    snapshots = jax.tree.map(fill, jax.device_get(run.metrics))
+    columns = _measure(apply, memory, params, snapshots, np.int32(reached), points)
     return Drift(
         np.asarray(run.metric_steps),
         *np.asarray(columns, np.float64)[:, :reached],
@@ -151,22 +155,26 @@ def kernel_drift(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measure(apply, memory, initial, snapshots, points):
-    """Change of the kernel, smallest and largest embedding norm, distance travelled, at every snapshot."""
+def _measure(apply, memory, initial, snapshots, count, points):
+    """Change of the kernel, smallest and largest embedding norm, distance travelled, at the first `count` snapshots."""
+    room = jax.tree.leaves(snapshots)[0].shape[0]
 
-    def measure(row):
+    def measure(row, carry):
         # Row 0 is the start: its kernel comes from the same code as the others, so that no change reads as exactly 0.
+        start, table = carry
         at_row = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.maximum(row - 1, 0), keepdims=False)  # noqa: E731
         now = jax.tree.map(lambda leaf, first: jnp.where(row == 0, first, at_row(leaf)), snapshots, initial)
-        norms = jnp.linalg.norm(apply(now, points), axis=-1)
+        kernel, norms = empirical_ntk(apply, now, points, memory=memory), jnp.linalg.norm(apply(now, points), axis=-1)
+        start = jnp.where(row == 0, kernel, start)
         squares = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), now, initial)
         travelled = jnp.sqrt(sum(jax.tree.leaves(squares)))
-        return empirical_ntk(apply, now, points, memory=memory), norms.min(), norms.max(), travelled
+        found = jnp.stack([relative_change(kernel, start), norms.min(), norms.max(), travelled])
+        return start, table.at[:, row].set(found)
 
-    count = jax.tree.leaves(snapshots)[0].shape[0]
-    kernels, *rest = jax.lax.map(measure, jnp.arange(count + 1))
-    change = jax.lax.map(lambda kernel: relative_change(kernel, kernels[0]), kernels[1:])
-    return jnp.stack([change, *(column[1:] for column in rest)])
+    kernel = jax.eval_shape(partial(empirical_ntk, apply, memory=memory), initial, points)
+    start = jnp.zeros(kernel.shape, kernel.dtype)
+    _, table = jax.lax.fori_loop(0, count + 1, measure, (start, jnp.full((4, room + 1), jnp.nan, kernel.dtype)))
+    return table[:, 1:]
 
 
 def _snapshot(params):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from theorykit import _random
 from theorykit.spectral._subspaces import projector_distance
 
 
@@ -71,7 +72,7 @@ def random_features(key: Key[Array, ""], n: int, p: int, count: int) -> Float[Ar
     """
     if min(n, p, count) < 1:
         raise ValueError(f"random draws of {count} matrices ({n}, {p}): give sizes and a count of at least 1")
-    return jax.random.normal(key, (count, n, p))
+    return _random.normal(key, (count, n, p))
 
 
 @partial(jax.jit, static_argnames=("statistic", "dims", "count", "draw"))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from theorykit import _random
+
 # As for joints: 16 random walks of the roundings of a sum of n probabilities, sqrt(n) eps each.
 _ROUNDINGS = 16
 # Numbers that the oracle holds at once: 512 MiB of float64.
@@ -231,7 +233,7 @@ def _random_kernels(key, noise, spread, alphabet, depth, arity):
     for_order, for_logits = jax.random.split(key)
     orders = jax.vmap(lambda k: jax.random.permutation(k, alphabet))(jax.random.split(for_order, depth))
     permutation = jax.nn.one_hot(orders, alphabet, dtype=noise.dtype)[:, None]
-    logits = spread * jax.random.normal(for_logits, (depth, arity, alphabet, alphabet), noise.dtype)
+    logits = spread * _random.normal(for_logits, (depth, arity, alphabet, alphabet), noise.dtype)
     return (1 - noise) * permutation + noise * jax.nn.softmax(logits, axis=-1)
 
 
@@ -305,7 +307,7 @@ def children(kernels, states, uniform):
 def _descend(key, kernels, root):
     states = root[None]
     for layer, k in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
-        uniform = jax.random.uniform(k, (len(layer), *states.shape), kernels.dtype)
+        uniform = _random.uniform(k, (len(layer), *states.shape), kernels.dtype)
         states = children(layer, states, uniform).reshape(-1, len(root))
     return leaves_in_order(states, kernels)
 

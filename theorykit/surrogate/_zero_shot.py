@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from theorykit import _random
 from theorykit.surrogate import _hierarchy_inference as inference
 from theorykit.surrogate import _message_passing as passing
 from theorykit.surrogate._hierarchy_model import (
@@ -135,7 +136,7 @@ def _sample_prompts(h, key, prompts):
     states = path.reshape(1, -1)
     for layer, after, k in zip(h.text, reach[1:], for_layers, strict=True):
         for_all, for_path = jax.random.split(k)
-        uniform = jax.random.uniform(for_all, (len(layer), *states.shape), h.text.dtype)
+        uniform = _random.uniform(for_all, (len(layer), *states.shape), h.text.dtype)
         drawn = children(layer, states, uniform)
         # The node on the way to the first leaf is drawn given that leaf.
         edges = cumulative(layer[0][:, None] * after.T[None])  # (parent, class, child)

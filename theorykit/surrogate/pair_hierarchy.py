@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from theorykit import _random
 from theorykit.surrogate import _message_passing as passing
 from theorykit.surrogate._hierarchy_model import (
     check_symbols,
@@ -261,7 +262,7 @@ def _sample(h, key, n):
     states = root[None]  # (nodes, n), the last rank first
     for kernel, k in zip(h.kernels, for_layers, strict=True):
         edges = cumulative(kernel.reshape(symbols, -1))[states]
-        pairs = first_above(edges, jax.random.uniform(k, states.shape, h.prior.dtype))
+        pairs = first_above(edges, _random.uniform(k, states.shape, h.prior.dtype))
         states = jnp.concatenate([pairs // symbols, pairs % symbols])
     return PairSample(root, leaves_in_order(states, _shape_of(h)))
 
