@@ -58,7 +58,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(activations=("tanh",), widths=(1024, 2560, 6144), triplets=8, stride=4),
+    "smoke": Config(activations=("tanh",), widths=(1024, 2048, 4096), triplets=8, stride=4),
     "quick": Config(),
     "full": Config(widths=tuple(2**k for k in range(10, 17)), seeds=16, steps=160),
 }

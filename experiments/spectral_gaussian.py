@@ -89,13 +89,14 @@ def run(config: Config) -> dict[str, np.ndarray]:
     cells = [(f"{kind}-{k}", partial(train, config, k)) for kind, train in kinds.items() for k in config.candidates]
     exact = {"exact": partial(_exact, config), "integrals": _integrals, "loss": partial(_monte_carlo, config)}
     cells += [(label, jax.enable_x64(True)(measure)) for label, measure in exact.items()]
+    cells.append(("null", _null_angles))
     found = dict(zip([label for label, _ in cells], side_by_side(results.part, cells), strict=True))
     for kind in kinds:
         columns = [found[f"{kind}-{k}"] for k in config.candidates]
         arrays |= {f"{kind}/{name}": np.stack([c[name] for c in columns], axis=1) for name in columns[0]}
     for label in exact:
         arrays |= found[label]
-    return arrays | {"null/angle": _null_angles()}
+    return arrays | {"null/angle": found["null"]}
 
 
 # Training

@@ -154,15 +154,28 @@ def run(config: Config) -> dict[str, np.ndarray]:
             tasks.append((series, "/turned", shrunk))
     first = config.series[0]
     tasks.append((first, "/fast", [{"width": m, "faster": m / first.widths[0]} for m in linear_widths(config)]))
-    for series, kind, cells in tqdm(tasks, desc="spectral_subspace", disable=None):
-        label = f"{series.name}{kind}".replace("/", "-")
-        found = results.part(label, partial(_sweep, config, series, cells))
-        arrays |= {f"{series.name}{kind}/{name}": values for name, values in found.items()}
+    cells = [(f"{series.name}{kind}", partial(_sweep, config, series, cells)) for series, kind, cells in tasks]
+    cells += [("picture", partial(_pictures, config)), ("null", partial(_null, config))]
+    with tqdm(desc="spectral_subspace", total=len(cells), disable=None) as bar:
+
+        def work(name, measure):
+            found = results.part(name.replace("/", "-"), measure)
+            bar.update()
+            return (
+                {f"{name}/{key}": value for key, value in found.items()} if isinstance(found, dict) else {name: found}
+            )
+
+        with threadpoolctl.threadpool_limits(1):  # small eigenproblems, on which threads get into each other's way
+            for found in side_by_side(work, cells):
+                arrays |= found
+    return arrays
+
+
+def _null(config):
     # Random subspaces of more dimensions are further apart: the smallest space gives the strictest null.
     smallest = min(series.widths[0] * max(series.pixels, 1) for series in config.series)
     null = compare.null_distances(jax.random.key(0), smallest, config.features, config.draws)
-    arrays["null"] = np.asarray(null, np.float64)
-    return arrays | results.part("pictures", partial(_pictures, config))
+    return np.asarray(null, np.float64)
 
 
 def linear_widths(config: Config) -> list[int]:
@@ -177,10 +190,7 @@ def steps(config: Config, series: Series) -> list[int]:
 
 
 def _sweep(config, series, cells):
-    with threadpoolctl.threadpool_limits(1):  # small eigenproblems, on which threads get into each other's way
-        found = side_by_side(
-            lambda seed, column: _cell(config, series, seed, **cells[column]), np.ndindex(config.seeds, len(cells))
-        )
+    found = [_cell(config, series, seed, **cell) for seed in range(config.seeds) for cell in cells]
     table = {name: np.array([cell[name] for cell in found]) for name in found[0]}
     return {name: values.reshape(config.seeds, len(cells), *values.shape[1:]) for name, values in table.items()}
 
@@ -276,7 +286,7 @@ def _pictures(config):
     shown = np.concatenate([np.flatnonzero(labels == c)[: config.pictured] for c in _subspace.CLASSES])
     x, anchors = data.to_sphere(images[shown]), _subspace.views(series.data, 0, config.triplets)[0]
     encoder = _setting.encoder(series.encoder, series.widths[-1], z)
-    found = {"picture/labels": labels[shown]}
+    found = {"labels": labels[shown]}
     for case, width, constrained in (
         ("wide", series.widths[-1], True),
         ("narrow", series.widths[0], True),
@@ -292,8 +302,8 @@ def _pictures(config):
             padded = np.zeros((series.widths[-1], z), np.float32)
             padded[:width] = matrix * math.sqrt(series.widths[-1] / width)
             embedded, gradients = _subspace.components(encoder, _subspace.params(hidden, padded), x, anchors)
-            found[f"picture/{case}/{kind}/embeddings"] = np.asarray(embedded)
-            found[f"picture/{case}/{kind}/images"] = np.asarray(gradients)
+            found[f"{case}/{kind}/embeddings"] = np.asarray(embedded)
+            found[f"{case}/{kind}/images"] = np.asarray(gradients)
     return found
 
 

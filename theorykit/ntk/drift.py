@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Shaped
 from theorykit import training
 from theorykit.ntk.empirical import check_points, empirical_ntk
 
-
 _ROOM = 16  # snapshots at least; as many as the experiments take, and few parameters' worth of memory
 
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from theorykit.ntk import jacobian, structured
+from theorykit.ntk._finite import all_finite
 
 METHODS = ("structured", "jacobian", "products")
 
@@ -385,12 +386,5 @@ def _check_finite(name, tree):
     """Concrete arrays only: inside jit the values are not there to be looked at."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         return
-    with jax.ensure_compile_time_eval():  # arrays that a jitted function closes over have values too
-        finite = bool(_all_finite(tree))
-    if not finite:
+    if not all_finite(tree):
         raise ValueError(f"{name} has entries that are not finite: remove those points, or look at what made them.")
-
-
-@jax.jit
-def _all_finite(tree):
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from theorykit.ntk._finite import all_finite
+
 Values = Float[Array, "..."] | Float[np.ndarray, "..."]  # shapes are checked by hand, with messages that help
 
 FINISHED = 0
@@ -318,11 +320,6 @@ def relative_rounding(dtype):
     return float(jnp.finfo(dtype).eps) ** 0.5
 
 
-def _finite(array):
-    with jax.ensure_compile_time_eval():  # a constant, though a caller may be traced
-        return bool(jnp.all(jnp.isfinite(array)))
-
-
 @jax.jit
 def _asymmetry(kernel):
     transposed = kernel.transpose((1, 0) if kernel.ndim == 2 else (1, 0, 3, 2))
@@ -361,7 +358,7 @@ def check_problem(blocks, loss, views, times, cross, heldout0, max_steps):
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"the flow needs one dtype, float32 or float64, but got {listed}: cast with astype")
     for name, array in (arrays | {"times": times}).items():
-        if not isinstance(array, jax.core.Tracer) and not _finite(array):
+        if not isinstance(array, jax.core.Tracer) and not all_finite(array):
             raise ValueError(f"{name} holds NaN or infinity: find out where it arises before starting the flow")
     if any(f.ndim != 2 or not f.size for f in views) or len({f.shape for f in views}) > 1:
         shapes = " and ".join(str(f.shape) for f in views)
