@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._side_by_side import BRIEFLY
 from theorykit import _random, encoders, similarity, training
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.risk import optimal_score
@@ -110,7 +111,7 @@ def _fresh(key, data):
     return *pairs, tuple((SYMBOLS * z).astype(jnp.int32) for z in (symbols, changed))
 
 
-@jax.jit
+@jax.jit(compiler_options=BRIEFLY)
 def _start(keys):
     def one(key):
         one, two = jax.random.split(key)
@@ -194,6 +195,6 @@ def trained(config):
     )
     if done.status != "finished":
         raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
-    values = jax.jit(partial(_evaluate, config))(done.params, untrained, data)
+    values = jax.jit(partial(_evaluate, config), compiler_options=BRIEFLY)(done.params, untrained, data)
     by_seed = lambda v: np.asarray(v).reshape(len(TRAINED_AT), config.seeds, *v.shape[1:]).swapaxes(0, 1)  # noqa: E731
     return {f"trained/{name}": by_seed(value) for name, value in values.items()}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments._side_by_side import one_object
+from experiments._side_by_side import BRIEFLY, one_object
 from theorykit import data, encoders, losses, similarity
 from theorykit.ntk import empirical
 
@@ -30,10 +30,6 @@ def encoder(name: str, width: int, features: int):
 def cell_key(seed: int, width: int):
     """Key of the initial parameters: seeds and widths are independent draws, and none is shared with the data."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), 1)
-
-
-# For programs that run for a moment only: without LLVM's optimisations they compile in half the time.
-BRIEFLY = {"xla_backend_optimization_level": 0}
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=BRIEFLY)

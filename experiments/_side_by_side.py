@@ -8,6 +8,8 @@ from functools import cache, wraps
 
 import jax
 
+# Compiler options of programs that run for a moment only: without LLVM's optimisations they compile in half the time.
+BRIEFLY = {"xla_backend_optimization_level": 0}
 # More than two would compete for memory at large widths, and XLA's own threads already share a computation.
 WORKERS = 2
 

@@ -29,7 +29,7 @@ import optax
 from tqdm import tqdm
 
 from experiments import _search
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import data, encoders, evaluate, losses, results, search, training, verify
 from theorykit.similarity import cosine
 
@@ -76,7 +76,9 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(views=2, graph_seeds=5, width=128, batch=128, steps=1000, beams=(10,), dimensions=(4, 16)),
+    "smoke": Config(
+        views=2, heldout=768, graph_seeds=5, width=128, batch=128, rate=5e-3, steps=600, beams=(10,), dimensions=(4, 16)
+    ),
     "quick": Config(),
     "full": Config(views=12, seeds=10, graph_seeds=10, width=1024, steps=6000, dimensions=(2, 4, 8, 12, 16, 24, 32)),
 }
@@ -86,7 +88,6 @@ def run(config: Config) -> dict[str, np.ndarray]:
     """digits/... by seed, gaussian/... by (seeds, sets) for the sets (dimension, ambient dimension); picture/..."""
     near, wide = config.ambient
     sets = [(dimension, near) for dimension in config.dimensions] + [(max(config.dimensions), wide)]
-    views = [_views(config, seed) for seed in range(config.seeds)]
     # One set and one seed of digits first, which compile different programs.
     cells = [
         ("set", sets[-1]),
@@ -96,7 +97,7 @@ def run(config: Config) -> dict[str, np.ndarray]:
     with tqdm(desc="search_embeddings", total=len(cells), disable=None) as bar:
 
         def work(kind, which):
-            found = _gaussian(config, *which) if kind == "set" else _digits(config, *views[which], which)
+            found = _gaussian(config, *which) if kind == "set" else _digits(config, which)
             bar.update()
             return found
 
@@ -113,17 +114,17 @@ def run(config: Config) -> dict[str, np.ndarray]:
 def _views(config, seed):
     """Views (pool, digits, 64) of training digits and one (queries, 64) of each held-out digit, each with classes."""
     images, labels = data.digits()
-    for_order, for_views = jax.random.split(jax.random.key(seed))
-    order = np.asarray(jax.random.permutation(for_order, DIGITS))
+    order = np.random.default_rng(seed).permutation(DIGITS)
     train, rest = order[config.heldout :], order[: config.heldout]
     every = np.concatenate([np.tile(train, config.pool), rest])
-    rows = data.to_sphere(data.augment(for_views, jnp.asarray(images[every]), **STRENGTHS))
+    rows = data.to_sphere(data.augment(jax.random.key(seed), jnp.asarray(images[every]), **STRENGTHS))
     base = rows[: -config.heldout].reshape(config.pool, len(train), -1)
     return base, labels[train], rows[-config.heldout :], labels[rest]
 
 
-def _digits(config, base, classes, queries, own, seed):
+def _digits(config, seed):
     """Accuracy by kind among two views of each digit; dimension and recall of all views; pictures."""
+    base, classes, queries, own = _views(config, seed)
     encoder = _encoder(config.width, config.features)
     start = _initial(encoder, jax.random.fold_in(jax.random.key(seed), 1), queries)
     learnt = training.train(
@@ -194,7 +195,7 @@ def _encoder(width, features):
     return encoders.MLP(width, features, depth=3, use_bias=True, parametrisation="standard")
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=BRIEFLY)
 def _initial(encoder, key, x):
     return encoder.init(key, x)
 
