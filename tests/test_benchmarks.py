@@ -78,6 +78,7 @@ def test_a_target_is_met_from_its_own_side():
     assert not _timing.target("s", 1.9, measured, at_least=False)["met"]
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_fresh_interpreter_sees_its_own_arrays_only():
     size = 2**27
     np.ones(2 * size, np.uint8)  # this process has held more than the fresh one will

@@ -30,6 +30,7 @@ def chains(joint, score):
     return quickly(jax.vmap(at), joint, score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deviation", [0.3, 3.0])
 def test_both_factors_bound_the_ratio_and_the_excess_grows_at_most_in_proportion(x64, deviation):
     joint, score = cases(60, deviation)
@@ -50,6 +51,7 @@ def test_both_factors_bound_the_ratio_and_the_excess_grows_at_most_in_proportion
     assert np.all(np.diff(share, axis=1) >= -room[:, 1:])
 
 
+@pytest.mark.slow
 def test_excess_and_sufficiency_are_the_integrals_of_the_proof(x64):
     joint, score = (np.asarray(a)[0] for a in cases(1, 1.0))
     p, q = joint.sum(axis=1), joint.sum(axis=0)
@@ -76,6 +78,7 @@ def test_excess_and_sufficiency_are_the_integrals_of_the_proof(x64):
         np.testing.assert_allclose([excess, lost], [found.excess, found.sufficiency], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_candidates_need_twice_the_bound(x64):
     # Each x has two y of ratio B and no others, and the score errs a little between them.
     n, error = 16, 1e-3

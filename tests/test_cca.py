@@ -215,6 +215,7 @@ def test_repeated_correlations_determine_the_span(x64):
     assert cut.status == _krylov.ROUNDING and cut.angle > pca.TOLERANCE
 
 
+@pytest.mark.slow
 def test_identical_views_correlate_perfectly(x64):
     x = views()[0][:, :5]
     for found in methods(x, x, 3):
@@ -222,12 +223,14 @@ def test_identical_views_correlate_perfectly(x64):
         np.testing.assert_allclose(found.x_weights, found.y_weights, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_passes_that_run_out_are_reported():
     x, y = views(np.float32)
     found = cca.cca(x, y, 6, method="randomised", key=KEY, max_steps=1)
     assert found.status == _krylov.MAX_STEPS and found.steps == 1 and "not converged" in found.describe()
 
 
+@pytest.mark.slow
 def test_views_too_ill_conditioned_for_the_dtype_are_reported_and_a_ridge_or_float64_helps(x64):
     x, y = views()
     x = x @ (np.linalg.svd(x - x.mean(0))[2].T * np.arange(1, 61) ** -1.5)  # variances spread by 60^4 = 1e7
@@ -250,6 +253,7 @@ def test_memory_mapped_views_are_read_in_blocks(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.correlations, RHO[:6], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exact_directions_can_be_traced_and_mapped(x64):
     x, y = views()
     x, y = jnp.asarray(x[:, :5]).reshape(2, 150, 5), jnp.asarray(y[:, :4]).reshape(2, 150, 4)
@@ -336,6 +340,7 @@ def test_input_that_cannot_be_used_says_why(y, options, error, message, as_users
             cca.cca(GOOD, y, **({"k": 1, "method": method, "key": KEY} | options))
 
 
+@pytest.mark.slow
 def test_kernels_that_cannot_be_used_say_why():
     gram = GOOD @ GOOD.T
     with pytest.raises(ValueError, match="kx has shape"):

@@ -66,6 +66,7 @@ def test_a_resumed_run_does_not_compute_what_is_stored(tmp_path):
     assert finished.losses.shape == (8,) and finished.status == "finished"
 
 
+@pytest.mark.slow
 def test_random_keys_in_the_optimizer_state_survive_a_checkpoint(tmp_path):
     def noisy(steps, **more):
         return train(squared_error, *regression(), optimizer=NOISY, steps=steps, **more)
@@ -84,6 +85,7 @@ def test_float64_survives_a_checkpoint(x64, tmp_path):
     assert_identical(run(5), resumed)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_folder_to_resume_from(tmp_path):
     code = "import sys, test_checkpoints; test_checkpoints.train_until_killed(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -88,6 +88,7 @@ def test_the_drift_is_the_double_sum(x64):
     np.testing.assert_allclose(collapse.drift_matrix(*views(), jnp.asarray(alpha)), total / N, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_frozen_drift_gives_the_matrix_exponential(x64):
     drift, _ = symmetric(1, jnp.array([1.0, 0.2, 0.0, -0.5, -2.0]))
     w0, times = normal(2, D, M), jnp.array([0.3, 1.0, 2.0])
@@ -121,6 +122,7 @@ def test_the_flow_conserves_the_difference_of_the_layers_while_the_drift_moves(x
     assert float(jnp.max(jnp.abs(w1[1] - start[0]))) > 0.1
 
 
+@pytest.mark.slow
 def test_aligned_layers_follow_their_closed_form(x64):
     eigenvalues = jnp.array([0.3, 0.2, -0.5, -1.0])
     drift, v = symmetric(1, eigenvalues)

@@ -39,6 +39,7 @@ def with_angles(angles, d, seed=0):
 # ---------------------------------------------------------------- subspaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "k1", "k2"), [(1, 1, 1), (5, 5, 2), (20, 4, 4), (20, 15, 12)])
 def test_angles_are_those_of_scipy(x64, d, k1, k2):
     u, v = haar(1, d, k1), haar(2, d, k2)
@@ -92,6 +93,7 @@ def test_subspace_measures_see_other_linear_maps_of_the_space(x64, measure):
     assert jnp.max(jnp.abs(moved - measure(u, v))) > 0.01
 
 
+@pytest.mark.slow
 def test_column_spaces_of_encoders_with_equal_scores_are_equal(x64):
     # (P f, P^-T g): other features, the same scores, the same span of the features over the samples.
     f, g, p = normal(1, 30, 4), normal(2, 30, 4), invertible(3, 4)
@@ -219,6 +221,7 @@ def test_rank_deficient_features_are_fitted_by_the_independent_ones(x64):
     close(none.offset, jnp.mean(y, axis=0))
 
 
+@pytest.mark.slow
 def test_as_many_features_as_samples_fit_anything(x64):
     x, y = normal(1, 6, 5), normal(2, 6, 5)
     fit = linear_fit(x, y)
@@ -227,6 +230,7 @@ def test_as_many_features_as_samples_fit_anything(x64):
     assert linear_fit(x[:, :4], y).r2 < 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
 def test_distance_from_orthogonality_is_the_best_over_scales_and_rotations(double):
     with jax.enable_x64(double):
@@ -279,6 +283,7 @@ def test_effective_rank_counts_equal_singular_values():
 # ---------------------------------------------------------------- mean correlation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "p"), [("pearson", 1), ("pearson", 4), ("pearson", 40), ("spearman", 4)])
 def test_the_assignment_is_optimal(x64, method, p):
     x, y = normal(1, 30, p), normal(2, 30, p)
@@ -333,6 +338,7 @@ def test_mean_correlation_sees_rotations(x64):
     assert mean_correlation(x, x @ haar(2, 4), method="spearman").value < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
 def test_a_constant_feature_has_no_correlation(method):
     x, y = normal(1, 30, 4), normal(2, 30, 4)

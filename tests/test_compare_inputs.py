@@ -85,6 +85,7 @@ def test_measures_that_ignore_scale_ignore_one_whose_square_float32_lacks(name, 
     jax.tree.map(close, function(*(scale * a for a in arguments)), function(*arguments))
 
 
+@pytest.mark.slow
 def test_linear_fit_scales_with_its_data():
     x, y = normal(1, 9, 3), normal(2, 9, 2)
     plain, scaled = linear_fit(x, y), linear_fit(1e-15 * x, 1e15 * y)

@@ -20,8 +20,9 @@ NOTHING = {"shift": 0, "rotation": 0, "noise": 0, "mask": 0}
 # Imports ------------------------------------------------------------------------------------------------------------
 
 
-def test_scikit_learn_is_imported_only_to_read_the_digits():
-    use = "data.load, data.gaussian_pairs, data.digits, data.source_files('digits')"
+@pytest.mark.slow
+def test_the_digits_are_read_without_importing_scikit_learn():
+    use = "data.load('digits'), data.gaussian_pairs, data.digits(), data.source_files('digits')"
     code = f"import sys; from theorykit import data; {use}; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

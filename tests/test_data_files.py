@@ -247,6 +247,7 @@ def test_a_wrong_file_is_an_error_that_names_file_expectation_and_remedy(mnist, 
     assert remedy in message.split(" Remedy: ")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "whole"), [
     ("file-idx", idx(IMAGES)), ("file-idx", gzip.compress(idx(IMAGES), mtime=0)), ("set.npy", npy(IMAGES)),
     ("set.npz", npz(x=IMAGES, y=LABELS)),

@@ -52,6 +52,7 @@ def test_the_order_of_tokens_is_that_of_ravel_multi_index(x64):
     np.testing.assert_allclose(found.risk, risks, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_zero_shot_excess_is_bounded_by_the_sufficiency_along_a_markov_chain(x64):
     for seed in range(20):
         label_text, joint, score = labelled(seed, deviation=3.0)
@@ -63,6 +64,7 @@ def test_zero_shot_excess_is_bounded_by_the_sufficiency_along_a_markov_chain(x64
         np.testing.assert_allclose(best.log_loss.risk, found.log_loss.bayes, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_function_of_the_text_break_the_bound(x64):
     # The label is the image itself, the text knows nothing of it.
     joint = jnp.full((2, 2), 0.25)
@@ -129,6 +131,7 @@ def test_retrieval_excess_error_obeys_pinsker(x64):
 POINTS = (-1.0, 0.2, 0.9, 2.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [0.0, 0.4])
 def test_integrated_excess_of_denoising_is_the_reverse_sufficiency(x64, zeros):
     joint, score = draw(2, zeros=zeros)

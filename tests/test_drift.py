@@ -86,6 +86,7 @@ def test_nothing_has_changed_after_no_step(x64, dtype):
     assert found.travelled[1] > 0
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_zero_moves_nothing():
     arguments = setting(MLP(5, 2), dtype=jnp.float32)
     found = kernel_drift(**arguments, optimizer=optax.sgd(0.0), steps=3, at=[1, 3])

@@ -71,6 +71,7 @@ def test_blocks_do_not_change_the_kernel(x64, method, memory):
         assert relative(split, expected) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [2500, 2**30])
 def test_the_symmetric_kernel_is_the_general_one_on_equal_points(x64, memory):
     apply, params, x = mixed()
@@ -96,6 +97,7 @@ def test_the_kernel_is_positive_semidefinite(x64):
     assert spectrum[-1] > 0
 
 
+@pytest.mark.slow
 def test_the_kernel_is_a_sum_over_leaves(x64):
     apply, params, x = mixed()
     leaves, tree = jax.tree.flatten(params)
@@ -109,6 +111,7 @@ def test_the_kernel_is_a_sum_over_leaves(x64):
     assert relative(total, ntk(apply, params, x)) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_a_relu_net_without_bias_is_homogeneous(x64, depth):
     # f(x; c θ) = c^depth f, so ∂f/∂θ scales as c^(depth - 1); f(s x) = s f, so K(s x, t x') = s t K(x, x').
@@ -148,6 +151,7 @@ def test_a_linear_map_has_the_kernel_of_its_inputs(x64):
     assert relative(ntk(encoder.apply, params, x, other), expected) < ROUNDING
 
 
+@pytest.mark.slow
 def test_two_view_gives_the_blocks_of_the_two_views(x64):
     apply, params, xa = mixed(4)
     xb = points(4, 4, seed=1)
@@ -167,6 +171,7 @@ def test_the_vector_product_contracts_the_kernel(x64):
     assert float(jnp.sum(vector * ntk_vector_product(apply, params, other, other, vector))) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", empirical.METHODS)
 def test_float32_errs_by_rounding_only(method):
     # A chain of 2 · depth products, each a sum of up to `width` terms whose roundings add up like √width at random.
@@ -180,6 +185,7 @@ def test_float32_errs_by_rounding_only(method):
     assert relative(single, exact) < 2 * depth * width**0.5 * np.finfo(np.float32).eps
 
 
+@pytest.mark.slow
 def test_the_kernel_is_a_function_like_any_other_under_transformations(x64):
     apply, params, x = mixed(4)
     kernel = empirical_ntk(apply, params, x)

@@ -43,6 +43,7 @@ def test_logistic_probe_has_the_weights_of_scikit_learn(digits, penalty):
     np.testing.assert_allclose(probe.weights.T, peer.coef_, rtol=1e-6, atol=2 * 1.5e-8 / penalty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1e-2, 1e-5])
 def test_logistic_probe_is_stationary(digits, penalty):
     x, labels = digits
@@ -61,6 +62,7 @@ def test_logistic_probe_is_stationary(digits, penalty):
     assert max(np.linalg.norm(g) for g in gradients(w, b)) < rounding
 
 
+@pytest.mark.slow
 def test_logistic_probe_does_not_mind_the_scale_of_columns():
     # Columns over six orders of magnitude, with a penalty that hardly counts: predictions are those of unit columns.
     x, labels = normal(0, 120, 4), jnp.arange(120) % 3

@@ -139,6 +139,7 @@ def test_an_edit_that_can_change_the_arrays_changes_the_digest(lab, path, old, n
     assert lab.digest() != before
 
 
+@pytest.mark.slow
 def test_importing_a_lazy_package_depends_on_all_of_it_but_never_on_what_judges_or_stores(lab):
     lab.edit("toylab/__init__.py", "ORDER", "def __getattr__(name):\n    raise AttributeError(name)\nORDER")
     lab.edit("toylab/exp.py", "from toylab import inside", "import toylab, theorykit.verify as v, theorykit.results")

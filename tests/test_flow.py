@@ -166,6 +166,7 @@ def test_a_block_of_numbers_means_that_kernel_times_the_identity(x64):
         np.testing.assert_allclose(getattr(short, name), getattr(path, name), rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 def test_swapping_the_views_swaps_the_outputs(x64):
     (aa, ab, bb), (fa, fb), (ha, hb), fh = problem()
     path = flow((aa, ab, bb), contrast, (fa, fb), TIMES, cross=(ha, hb), heldout0=fh)

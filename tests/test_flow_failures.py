@@ -70,6 +70,7 @@ def test_max_steps_stops_the_solve_and_leaves_no_stale_values(x64):
         assert np.all(np.isnan(getattr(path, name)[2:]))
 
 
+@pytest.mark.slow
 def test_the_description_names_the_tolerance(x64):
     kernel, views, _, _ = problem()
     path = flow(kernel, contrast, views, TIMES, rtol=1e-6, atol=1e-7)

@@ -74,6 +74,7 @@ def test_at_the_info_nce_optimum_the_gradient_vanishes_without_commuting(x64):
     np.testing.assert_allclose(w.T @ w, best.gram, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_no_other_encoder_is_better_than_the_info_nce_optimum(x64):
     sigma, half = problem([0.8, 0.5, 0.2, -0.3])
     best = gaussian.info_nce_optimum(sigma, half, 2)
@@ -97,6 +98,7 @@ def test_the_loss_of_a_small_mode_has_the_quartic_coefficient_three_quarters(x64
     assert float((loss + (1 - r) * u) / u**2) == pytest.approx(0.75 - 2 / 3 * u, abs=2 * u**2)
 
 
+@pytest.mark.slow
 def test_the_clip_optimum_is_the_truncated_whitened_cross_covariance(x64):
     cov_a, cov_b = covariance(1, 4), covariance(2, 3)
     rho = jnp.array([0.8, 0.5, 0.2])

@@ -63,6 +63,7 @@ def test_rate_and_projection_are_the_limit_of_the_linear_flow(x64, parameters):
     assert np.linalg.norm(late) == pytest.approx(found.projection, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_flow_grows_at_the_rate(x64):
     kernel, f0 = problem()
     found = growth(kernel, triplet_loss, f0)
@@ -77,6 +78,7 @@ def test_the_flow_grows_at_the_rate(x64):
     np.testing.assert_allclose(norms, found.projection * np.exp(found.rate * times), rtol=left_over)
 
 
+@pytest.mark.slow
 def test_only_the_leading_part_of_the_start_counts(x64):
     kernel, f0 = problem()
     found = growth(kernel, triplet_loss, f0)

@@ -113,6 +113,7 @@ def test_the_similarity_is_the_log_density_ratio(x64, kind):
     np.testing.assert_allclose(paired, np.diag(expected[:, ::-1]), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sigma", [0.1, 1.5])
 def test_denoising_gives_the_law_and_the_mean_of_every_leaf(x64, kind, sigma):
@@ -293,6 +294,7 @@ def scores_at_all(levels):
     return jax.vmap(scores_at)(levels)
 
 
+@pytest.mark.slow
 def test_message_passing_maps_over_p(x64):
     levels = jnp.asarray([0.1, 0.7])
     for p, found in zip(levels, quickly(scores_at_all, levels), strict=True):

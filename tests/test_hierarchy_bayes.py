@@ -70,6 +70,7 @@ def test_losses_of_samples_are_those_of_enumeration(x64):
     np.testing.assert_allclose(found.denoising, ((mean - np.asarray(drawn.image)) ** 2).mean(axis=1), **CLOSE)
 
 
+@pytest.mark.slow
 def test_estimated_risks_agree_with_the_exact_ones(x64):
     levels = jnp.asarray([0.05, 0.4])
     found = quickly(risks_at_all, levels, jax.random.key(2))
@@ -91,6 +92,7 @@ def test_estimated_risks_agree_with_the_exact_ones(x64):
             assert abs(float(estimate.value[i]) - value) < FIVE * float(estimate.standard_error[i]), name
 
 
+@pytest.mark.slow
 def test_at_zero_p_the_contrastive_risk_counts_collisions():
     # Negatives with the root of the positive look the same: 2 E ln(1 + Bin(K - 1, 1/S)), and the other risks vanish.
     h = hierarchy.random_hierarchy(jax.random.key(3), 10, 2, 2, 0.0)
@@ -108,6 +110,7 @@ def many_risks(h, key):
     return hierarchy.bayes_risks(h, key, 20_000, sigma=jnp.asarray(0.1, jnp.float32))
 
 
+@pytest.mark.slow
 def test_the_last_block_counts_only_what_is_asked_for(x64):
     h, key, sigma = small(), jax.random.key(5), jnp.asarray(SIGMA)
     found = quickly(nineteen, h, key, sigma)
@@ -134,6 +137,7 @@ def block_losses(h, key, sigma):
     )
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_block(x64):
     # Beyond the block: number, count and 4 x 3 moments of each block, 8 bytes or less each.
     memory = {}

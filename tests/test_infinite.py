@@ -240,6 +240,7 @@ def test_blank_patches_leave_the_kernel_of_tanh_finite():
     assert np.linalg.eigvalsh(kernel).min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", [0.01, 1.0, 2.0, 4.0, 6.0])
 def test_the_hermite_series_is_within_four_times_its_tail_of_the_expectation(variance, x64):
     points, matrix = infinite._hermite_rule()
@@ -352,6 +353,7 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
         infinite.neural_tangents()
 
 
+@pytest.mark.slow
 def test_importing_neural_tangents_needs_no_tensorflow_and_leaves_jax_as_it_was():
     script = """
 import sys, jax, jax.core, jax.extend.core, jax.interpreters.ad, jax.numpy as jnp

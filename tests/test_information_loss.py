@@ -54,6 +54,7 @@ def test_the_log_ratio_is_sufficient_and_a_constant_score_loses_all_information(
     )
 
 
+@pytest.mark.slow
 def test_a_small_sufficiency_keeps_its_digits(x64):
     joint, direction = draw(1, zeros=0.0)
     s = risk.optimal_score(joint)
@@ -142,6 +143,7 @@ def test_sufficiency_of_a_pair_of_encoders_splits_into_information_and_head(x64)
         suff.pair_sufficiency(joint, codes_x, codes_y, score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["x", "both"])
 def test_the_chain_is_ordered(x64, side):
     for seed in range(10):

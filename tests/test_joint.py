@@ -45,6 +45,7 @@ def test_information_agrees_with_a_plain_sum(seed, concentration, zeros):
         assert math.exp(information) - 1 <= square * (1 + TOLERANCE) + TOLERANCE
 
 
+@pytest.mark.slow
 def test_ratio_times_product_of_marginals_is_the_joint_and_its_mean_is_one(x64):
     table = draw(0, zeros=0.4)
     p, q = joints.marginals(table)

@@ -71,6 +71,7 @@ def test_von_mises_fisher_has_the_mean_and_second_moment_of_its_law(d, kappa):
     mean_is(w**2, 1 - (d - 1) * length / kappa if kappa else 1 / d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "kappa"), LAWS)
 def test_von_mises_fisher_is_isotropic_around_its_mean(d, kappa):
     means = jnp.tile(directions(2, 1, d), (N, 1))
@@ -130,6 +131,7 @@ def test_von_mises_fisher_is_pure_in_the_key_and_keeps_the_dtype_also_with_a_tra
     assert single.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marginal", [0.0, 4.0])
 def test_pairs_have_the_stated_marginal_and_conditional(marginal):
     a, b, labels = latents.sphere_pairs(KEY, N, 3, concentration=6.0, marginal=marginal)
@@ -146,6 +148,7 @@ def test_pairs_have_the_stated_marginal_and_conditional(marginal):
         mean_is(np.asarray(b[:, 0], np.float64) ** 2, 1 / 3)
 
 
+@pytest.mark.slow
 def test_pairs_can_be_drawn_under_vmap_with_a_concentration_each():
     kappas = jnp.asarray([0.0, 5.0, 50.0])
     keys = jax.random.split(KEY, 3)

@@ -25,6 +25,7 @@ def test_the_package_loads_nothing():
     assert loaded_after("import theorykit, theorykit.ntk, theorykit.data") == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statements", "absent"),
     [
@@ -39,6 +40,7 @@ def test_a_submodule_loads_only_what_it_needs(statements, absent):
     assert not loaded_after(statements, absent)
 
 
+@pytest.mark.slow
 def test_all_packages_that_the_test_looks_for_can_be_seen():
     # The control: when asked to, the same program does load them.
     assert loaded_after("import jax, flax, sklearn", ("jax", "flax", "sklearn", "matplotlib")) >= {

@@ -180,6 +180,7 @@ def test_linear_loss_equals_its_naive_loop_for_one_and_for_many_negatives(x64, s
     np.testing.assert_allclose(loss(za, zp, zn[:, 0]), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_weights_of_barlow_twins_and_vicreg_multiply_their_own_terms(x64):
     za, zb = views()
     a, b = za.tolist(), zb.tolist()
@@ -219,6 +220,7 @@ def test_gradient_equals_central_differences(x64, name):
     np.testing.assert_allclose(jnp.stack(gradient).ravel(), difference, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_gradients_equal_their_closed_forms(x64):
     """Linear: (n - p)/n. InfoNCE and logistic: weights (probability - label) on the other view. Spectral: by hand."""
     za, zb = views()
@@ -233,6 +235,7 @@ def test_gradients_equal_their_closed_forms(x64):
         np.testing.assert_allclose(gradient[1], weight.T @ za, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_plain_compiled_and_mapped_gradients_agree(x64):
     first, second = views(0), views(1)
     loss = functools.partial(info_nce, temperature=0.7)
@@ -299,6 +302,7 @@ def test_a_single_candidate_gives_exactly_zero(x64, loss):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.slow
 def test_equal_scores_give_exactly_the_logarithm_of_the_number_of_candidates(x64):
     same = jnp.full((N, Z), 0.3)
     for name, candidates in (("info_nce", N), ("clip", N), ("nt_xent", 2 * N - 1)):

@@ -25,6 +25,7 @@ from theorykit.losses import LOSSES, barlow_twins, clip, info_nce, linear, logis
 # ---------------------------------------------------------------- stability
 
 
+@pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize("aligned", [True, False])
 def test_float32_at_temperature_1e_3_and_norm_1e4_agrees_with_float64(name, aligned):

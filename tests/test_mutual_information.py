@@ -57,6 +57,7 @@ def gaussian_batches(seed, rho, *shape):
     return jax.vmap(lambda x, y: mi.gaussian_log_ratio(x, y, rho))(x, rho * x + math.sqrt(1 - rho**2) * noise)
 
 
+@pytest.mark.slow
 def test_slacks_are_what_the_bounds_lose(x64):
     for seed, deviation in enumerate((0.1, 1.0, 10.0)):
         joint, score = draw(seed, deviation)
@@ -124,6 +125,7 @@ def test_the_interpolated_bound_passes_ln_k_over_alpha_but_not_one_more(x64):
     assert math.log(4) + 0.9 < found < math.log(4) + 1
 
 
+@pytest.mark.slow
 def test_scores_beyond_the_grid_of_the_interpolated_bound_raise_and_are_nan_inside_jit(x64, as_users_run):
     # float32: e^-67.4 is eps e^4 times the smallest normal number; float64: 140 nats for the nodes, 45 for the ends.
     for dtype, fits, beyond in ((jnp.float32, 67.0, (68.0, 84.0, 95.0)), (jnp.float64, 90.0, (100.0, 300.0, 720.0))):
@@ -142,6 +144,7 @@ def test_scores_beyond_the_grid_of_the_interpolated_bound_raise_and_are_nan_insi
                 mi.interpolated(joint, s, 4, 0.5)
 
 
+@pytest.mark.slow
 def test_the_variance_of_the_interpolated_bound_stays_bounded_and_that_of_nwj_does_not(x64):
     # X = Y on N symbols: only which of four pairs are equal counts; N (N - 1) ... / N^4 of the draws for each pattern.
     patterns = np.array(
@@ -195,6 +198,7 @@ def test_the_variance_of_nwj_over_all_batches_is_its_closed_form(x64, n):
     np.testing.assert_allclose(chances @ (values - mean) ** 2, mi.nwj_variance(joint, n), **CLOSE)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_mine_is_unbiased_and_that_of_dv_is_not(x64):
     joint, score = joints.random_joint(jax.random.key(10), 2, 2), draw(10)[1][:2, :2]
     product = np.outer(*map(np.asarray, joints.marginals(joint)))
@@ -245,6 +249,7 @@ def test_a_pair_that_is_ruled_out_makes_every_bound_minus_infinity(x64):
         assert mi.donsker_varadhan_slack(joint, s) == mi.nwj_slack(joint, s) == jnp.inf
 
 
+@pytest.mark.slow
 def test_the_gaussian_critic_is_the_log_ratio_and_its_moments_are_closed_forms(x64):
     rho = 0.3
     grid = jnp.linspace(-9.0, 9.0, 401)

@@ -42,6 +42,7 @@ def methods(x, k, **options):
 SLOW_DECAY = 1 / np.arange(1, 201)
 
 
+@pytest.mark.slow
 def test_both_methods_find_a_prescribed_spectrum_in_float64(x64):
     x, components = with_spectrum(SLOW_DECAY, 300, mean=3.0)
     for found in methods(x, 8):
@@ -179,6 +180,7 @@ def test_residuals_are_those_of_the_covariance(x64):
     assert found.residuals.max() > 1e-6
 
 
+@pytest.mark.slow
 def test_data_on_the_host_give_the_same_in_blocks_from_memory_or_file(tmp_path, monkeypatch):
     x, _ = with_spectrum(SLOW_DECAY, 301, mean=2.0)
     x = x.astype(np.float32)
@@ -240,6 +242,7 @@ def test_exact_components_can_be_traced_and_mapped():
 # Kernel PCA
 
 
+@pytest.mark.slow
 def test_kernel_pca_of_the_linear_kernel_is_pca(x64):
     x, _ = with_spectrum([3.0, 2.0, 1.0, 0.5], 25, mean=2.0)
     new = np.random.default_rng(9).standard_normal((6, 4))

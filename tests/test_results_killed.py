@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from theorykit._experiment import find
 
 pytest_plugins = ("toy_experiment",)
@@ -115,6 +117,7 @@ print("ingredients", json.dumps(find("toy", "smoke", folder, "toyexperiments").f
 '''
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_leaves_no_half_result_and_goes_on_with_what_is_missing(toy):
     toy.write("driver.py", DRIVER)
     path = os.pathsep.join([str(toy.folder), str(REPOSITORY)])

@@ -64,6 +64,7 @@ def test_integral_and_enumeration_are_the_definition(seed, deviation, zeros):
         close(contrastive_risk_by_enumeration(joint, score, 3, side="both"), both)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 20.0, 100.0]), st.sampled_from([2, 20, 60]))
 def test_widely_spread_scores_and_more_candidates_agree_with_enumeration(seed, deviation, candidates):

@@ -57,6 +57,7 @@ def test_nn_descent_finds_the_neighbours_that_exact_search_finds():
     assert (descend(ROWS[:n], 16, jax.random.key(1)) != lists).any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_leaves")
 def test_nn_descent_of_equal_rows_gives_lists_without_repetition():
     lists = descend(np.ones((300, 4), np.float32), 8)
@@ -190,6 +191,7 @@ def test_a_build_follows_from_the_key_and_shows_no_progress_unless_asked(capsys)
     assert share(np.asarray(found)[:, 1:], np.asarray(truth)) >= 0.95
 
 
+@pytest.mark.slow
 def test_a_build_that_cannot_fit_is_refused_with_numbers():
     with pytest.raises(
         MemoryError, match=r"1,536 rows of dimension 12 with degree 8 need about 0\.00 GiB and 0\.00 GiB"

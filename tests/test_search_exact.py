@@ -128,6 +128,7 @@ def test_a_row_is_no_neighbour_of_itself(metric, kind, n, seed):
     check(knn_graph(base, 3, metric=metric), base, base, 3, metric, own=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answer_does_not_depend_on_batching_or_memory(metric, kind):
@@ -197,6 +198,7 @@ def test_huge_and_tiny_vectors_keep_their_order(metric):
         np.testing.assert_array_equal(found.distances, expected.distances * np.float32(power))
 
 
+@pytest.mark.slow
 def test_copies_by_the_thousand_are_proved_without_a_second_pass():
     # Numbers of few bits, such as pixels, tie all the time; their products are exact, and no margin is needed.
     generator = np.random.default_rng(10)
@@ -209,6 +211,7 @@ def test_copies_by_the_thousand_are_proved_without_a_second_pass():
     check(knn(base / 3, queries / 3, 3), base / 3, queries / 3, 3, "l2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_ordinary_data_need_no_second_pass(metric):
     for d in (5, 64):
@@ -232,6 +235,7 @@ def without_proof(base, queries, k, metric):
     return int(np.sum(~jax.jit(proved)(exact.padded(base, n_padded), exact.padded(queries, q_padded))[:q]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_bounds_lie_below_the_distances_and_not_far_below(metric):
     # The margin is what the proof rests on: never passed, and small against what it has to separate.

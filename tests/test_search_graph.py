@@ -82,12 +82,14 @@ def test_a_wider_beam_finds_more_and_one_of_many_phases_that_holds_all_rows_ever
     same(query_graph(graph, QUERIES[:8], 10, beam=2400, mask=mask), knn(BASE, QUERIES[:8], 10, mask=mask))
 
 
+@pytest.mark.slow
 def test_bfloat16_codes_find_as_much():
     graph = graph_of("l2", "bfloat16")
     assert graph.codes.dtype == jnp.bfloat16
     assert recall(query_graph(graph, QUERIES, 10), truth_of("l2")) >= 0.98
 
 
+@pytest.mark.slow
 def test_the_answer_is_the_same_in_every_batch():
     graph = graph_of("cosine")
     whole = query_graph(graph, QUERIES, 10)
@@ -191,6 +193,7 @@ def test_duplicates_of_many_rows_leave_a_search_its_way():
     assert recall(found, knn(base, QUERIES[:50], 10)) >= 0.98
 
 
+@pytest.mark.slow
 def test_zero_vectors_are_at_distance_one_under_cosine():
     base = BASE[:64].copy()
     base[::4] = 0
@@ -200,11 +203,13 @@ def test_zero_vectors_are_at_distance_one_under_cosine():
     np.testing.assert_array_equal(np.asarray(found.distances)[-1], 1.0)
 
 
+@pytest.mark.slow
 def test_one_dimension_is_enough():
     base = np.random.default_rng(4).normal(size=(300, 1))
     same(query_graph(build_graph(base, degree=4, key=KEY), base[:5], 4), knn(base, base[:5], 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, jnp.bfloat16])
 def test_any_real_dtype_strided_or_read_only_is_accepted(dtype):
     base = (10 * BASE[:64]).astype(dtype)[::2]

@@ -45,6 +45,7 @@ def test_small_graphs_of_every_storage_survive(tmp_path, n, d, storage):
     np.testing.assert_array_equal(found.base, graph.base)
 
 
+@pytest.mark.slow
 def test_other_programs_can_read_the_file(graph, tmp_path):
     save(tmp_path / "g", graph)
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "g")["base"], graph.base)

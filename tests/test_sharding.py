@@ -113,6 +113,7 @@ def test_every_device_holds_only_its_rows(found, kind, memory):
     assert (devices, fewest, most) == (8, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "devices"), [("Auto", 8), ("Explicit", 8), ("some devices", 3)])
 def test_rows_that_the_devices_do_not_divide_are_held_by_all(found, kind, devices):
     assert found[f"{kind}, 19 rows, memory 3000"][1:] == [devices, 19, 19]

@@ -79,6 +79,7 @@ def test_sizes_stay_finite_at_late_times(x64):
     np.testing.assert_allclose(late, [[2**-0.5, 0.0]], rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_an_aligned_start_follows_the_closed_form(x64):
     g = jnp.array([1.0, 0.6, 0.55, 0.1, -0.2, -0.3])
     moment = moment_with(g)
@@ -94,6 +95,7 @@ def test_an_aligned_start_follows_the_closed_form(x64):
         np.testing.assert_allclose(w.T @ w, gram, rtol=0, atol=1e-9 * float(jnp.max(jnp.abs(gram))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_small_start_learns_separated_modes_at_the_predicted_times(x64, seed):
     """What is left out is of relative order s^(1 - ratio) = 1e-3 in a size, so below 1e-3 / 13 in a time."""

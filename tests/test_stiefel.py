@@ -130,6 +130,7 @@ def test_grassmann_distance_is_the_length_of_the_geodesic_and_blind_to_the_basis
 # ---------------------------------------------------------------- where it ends
 
 
+@pytest.mark.slow
 @retractions
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shift", [0.0, 3.0])
@@ -341,6 +342,7 @@ def test_another_rate_start_or_matrix_compiles_nothing_new():
     assert stiefel._descend._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_no_steps_and_a_square_matrix_are_defined(x64):
     run = descend(problem()[0], point(), steps=0)
     assert int(run.status) == stiefel.FINISHED and run.losses.shape == (0,)

@@ -62,6 +62,7 @@ def shapes_of_shares(apply, params, x):
 ALL = ("",)  # occurs in every path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "activation", "use_bias", "parametrisation"),
     [
@@ -98,11 +99,13 @@ def convolutions(kind, **options):
     return Convolutions(kind, tuple(options.items()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["average", "flatten"])
 def test_methods_agree_on_convolutional_encoders(x64, pooling):
     check(*started(CNN(3, 2, (4, 3, 2), pooling=pooling, use_bias=True, weight_std=1.2), points(3, 24)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
 def test_methods_agree_on_strided_convolutions(x64, padding):
     module = convolutions(Conv, kernel_size=(3, 2), strides=(2, 1), padding=padding, use_bias=True)
@@ -127,6 +130,7 @@ def test_methods_agree_on_flax_convolutions(x64, name):
     check(*started(convolutions(nn.Conv, **FLAX_CONVOLUTIONS[name]), points(3, 6, 6, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["gram", "gradient"])
 def test_both_orders_of_summing_over_positions_agree(x64, order):
     # 2 positions and wide layers favour Gram matrices over positions; 25 positions and narrow layers gradients.
@@ -233,6 +237,7 @@ LOOK_ALIKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOK_ALIKES)
 def test_layers_that_only_look_dense_are_left_to_the_jacobian(x64, name):
     with jax.numpy_dtype_promotion("standard"):  # flax's WeightNorm promotes
@@ -240,6 +245,7 @@ def test_layers_that_only_look_dense_are_left_to_the_jacobian(x64, name):
         check(*started(module, points(4, 3)), uncovered=("layers_1",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"feature_group_count": 2}, {"mask": np.tril(np.ones((1, 3, 2, 4)))}])
 def test_grouped_and_masked_convolutions_are_left_to_the_jacobian(x64, options):
     module = nn.Sequential([nn.Conv(4, (1, 3), **options), lambda h: jnp.tanh(h).mean((1, 2)), nn.Dense(2)])
@@ -298,6 +304,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_methods_agree_on_a_wrapped_apply(x64, name):
     wrap, uncovered = WRAPPERS[name]
@@ -326,6 +333,7 @@ def test_a_jitted_apply_from_the_cache_is_still_seen_and_still_works(x64):
     assert not traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["flattened", "tokens first", "vmap over tokens"])
 def test_tokens_may_be_laid_out_in_any_way(x64, layout):
     apply, params, x = started(nn.Sequential([nn.Dense(4), jnp.tanh, nn.Dense(2)]), points(4, 3, 5))
@@ -337,6 +345,7 @@ def test_tokens_may_be_laid_out_in_any_way(x64, layout):
     check(wrapped, params, x, uncovered=ALL if layout == "vmap over tokens" else ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 4, 5])
 def test_an_axis_may_have_the_length_of_the_batch(x64, n):
     # 4 tokens first, 4 features inside, and a layer on 1 row of constants: none of them is the batch.
@@ -367,6 +376,7 @@ def test_modules_may_take_any_argument(x64):
     check(*started(Model(), points(3, 4)))
 
 
+@pytest.mark.slow
 def test_two_encoders_in_one_tree_of_parameters(x64):
     left, params_left, x = started(MLP(4, 2, use_bias=True), points(4, 3))
     right, params_right, _ = started(nn.Sequential([nn.Dense(3), jnp.tanh, nn.Dense(2)]), points(4, 3, seed=5))

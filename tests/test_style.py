@@ -63,6 +63,7 @@ def test_only_a_verdict_that_is_not_as_expected_gets_a_ring(ax):
     assert ax.get_xlim()[0] < 0.5 and ax.get_xlim()[1] > 3.0
 
 
+@pytest.mark.slow
 def test_caption_stays_inside_the_figure_and_is_kept_whole(ax):
     text = "many words of a caption, " * 20
     style.caption(ax.figure, text)

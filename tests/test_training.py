@@ -345,6 +345,7 @@ def test_a_run_that_starts_with_an_infinite_loss_does_no_step():
     assert run.losses.shape == (0,) and run.metrics.shape == (0, 1) and run.params.tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_resumes_as_diverged(tmp_path):
     def quartic(p, batch):
         return jnp.sum(p**4) + 0.0 * jnp.sum(batch)
