@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Those of the kernel and of the import are tested piece by piece in test_benchmarks.
-BENCHMARKS = ["hierarchy", "search_exact", "search_gpu", "search_graph", "spectral", "surrogate_risk"]
+BENCHMARKS = ["hierarchy", "search_exact", "search_gpu", "search_graph", "spectral", "surrogate_risk", "training"]
 NEEDED = {"search_exact": "faiss"}  # without this peer nothing is measured
 
 

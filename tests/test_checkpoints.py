@@ -148,6 +148,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         "momentum_encoder was None": {"loss": contrast, "momentum_encoder": MOMENTUM},
         "they follow from the optimizer": {"optimizer": SGD},
         "key": {"key": jax.random.key(1)},
+        "batch_size was 2, now is 3; key": {"batch_size": 3, "key": jax.random.key(1)},  # all that differs
         r"holds metrics at steps \[0, 2\]": {"metric_steps": [0, 3]},
         "holds 4 updates, more than steps=3": {"steps": 3},
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from theorykit import _layers, encoders
+from theorykit import _layers, _transformer, encoders
 from theorykit.encoders import CNN, MLP, Conv, Dense, NoInfiniteKernel, Transformer
 
 SMALL = [
@@ -47,6 +47,7 @@ def test_parameters_and_embeddings_take_the_dtype_of_the_input(encoder, parametr
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", SMALL, ids=NAMES)
 def test_each_row_is_embedded_alone(encoder):
     x = rows()
@@ -190,7 +191,7 @@ def test_without_positions_the_transformer_ignores_the_order_of_tokens(x64):
 
 def test_attention_is_the_softmax_average_of_values_in_each_head(x64):
     q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 3, 4)))
-    out = np.asarray(encoders._attention(q, k, v, 2, "highest"))
+    out = np.asarray(_transformer.attention(q, k, v, 2, "highest"))
     for n, head in np.ndindex(2, 2):
         part = np.s_[2 * head : 2 * head + 2]
         logits = np.asarray(q)[n, :, part] @ np.asarray(k)[n, :, part].T / np.sqrt(2)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from theorykit.similarity import check_views, cosine, dot, normalise, pairwise
+from theorykit import losses
+from theorykit.similarity import check_views, cosine, dot, log_softmax_product, normalise, pairwise
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -22,7 +23,7 @@ def test_dot_and_cosine_agree_with_numpy(x64):
     np.testing.assert_allclose(cosine(jnp.asarray(a), jnp.asarray(b)), inner / norms, rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("s", [dot, cosine])
+@pytest.mark.parametrize("s", [dot, cosine, log_softmax_product])
 def test_fast_paths_of_pairwise_agree_with_vmap(x64, s):
     a, b = jnp.asarray(rows(0, 4, 3)), jnp.asarray(rows(1, 6, 3))
     by_vmap = pairwise(lambda u, v: s(u, v), a, b)  # not recognised, hence vmapped
@@ -30,7 +31,7 @@ def test_fast_paths_of_pairwise_agree_with_vmap(x64, s):
     assert by_vmap.shape == (4, 6)
 
 
-@pytest.mark.parametrize("s", [dot, cosine, lambda u, v: jnp.sum(u - v)])
+@pytest.mark.parametrize("s", [dot, cosine, log_softmax_product, lambda u, v: jnp.sum(u - v)])
 def test_an_empty_second_batch_gives_no_columns(s):
     assert pairwise(s, jnp.ones((3, 2)), jnp.ones((0, 2))).shape == (3, 0)
 
@@ -96,6 +97,7 @@ def test_zero_vectors_have_cosine_zero_and_all_derivatives_zero():
         np.testing.assert_array_equal(jax.jit(derivative)(zero, b), 0.0)
 
 
+@pytest.mark.slow
 def test_a_zero_row_leaves_the_gradients_of_other_rows_alone(x64):
     a = jnp.asarray(rows(7, 3, 4)).at[1].set(0.0)
     weights = jnp.asarray(rows(8, 3, 4))
@@ -170,3 +172,61 @@ def test_views_of_every_float_dtype_pass(dtype):
     assert float(cosine(jnp.ones(2, dtype), -jnp.ones(2, dtype))) == pytest.approx(
         -1, abs=4 * float(jnp.finfo(dtype).eps)
     )
+
+
+def naive_log_softmax_product(a, b):
+    """By its definition, in float64."""
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (np.asarray(a, float), np.asarray(b, float)))
+    return np.log(p @ q.T)
+
+
+def test_log_softmax_product_is_its_definition(x64):
+    a, b = rows(12, 4, 5), rows(13, 6, 5)
+    scores = pairwise(log_softmax_product, jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(scores, naive_log_softmax_product(a, b), rtol=1e-13, atol=1e-14)
+    row = log_softmax_product(jnp.asarray(a), jnp.asarray(b[:4]))
+    np.testing.assert_allclose(row, jnp.diagonal(scores), rtol=1e-13, atol=1e-14)
+
+
+def test_log_softmax_product_ignores_constants_and_is_at_most_zero(x64):
+    a, b = jnp.asarray(rows(14, 3, 4)), jnp.asarray(rows(15, 3, 4))
+    scores = pairwise(log_softmax_product, a, b)
+    shifted = pairwise(log_softmax_product, a + 100.0, b - 7.0)
+    # Entries of size 100 have roundings of 100 eps.
+    np.testing.assert_allclose(shifted, scores, atol=4 * 100 * np.finfo(np.float64).eps)
+    assert float(scores.max()) <= 0.0
+
+
+@pytest.mark.parametrize("gap", [50.0, 200.0, 1e4, 1e30])
+def test_softmaxes_of_disjoint_support_give_no_logarithm_of_zero(gap):
+    """softmax (gap, 0) and (0, gap): the product is 2 e^-gap, which leaves float32 beyond a gap of 104."""
+    a, b = jnp.asarray([[gap, 0.0]], jnp.float32), jnp.asarray([[0.0, gap]], jnp.float32)
+
+    def score(a):
+        return pairwise(log_softmax_product, a, b)[0, 0]
+
+    value, gradient = jax.value_and_grad(score)(a)
+    np.testing.assert_allclose(value, np.log(2.0) - np.float32(gap), rtol=4 * EPS32)
+    # d/da = weights of the sum (1/2, 1/2) less softmax(a) = (1, 0).
+    np.testing.assert_allclose(gradient, [[-0.5, 0.5]], atol=4 * EPS32)
+
+
+def test_the_gradient_of_log_softmax_product_is_its_closed_form(x64):
+    a, b = jnp.asarray(rows(16, 3, 4)), jnp.asarray(rows(17, 5, 4))
+    weights = jnp.asarray(rows(18, 3, 5))
+    gradient = jax.grad(lambda a: jnp.sum(weights * pairwise(log_softmax_product, a, b)))(a)
+    p, q = np.asarray(jax.nn.softmax(a)), np.asarray(jax.nn.softmax(b))
+    posterior = p[:, None] * q[None] / (p @ q.T)[:, :, None]
+    expected = np.sum(np.asarray(weights)[:, :, None] * (posterior - p[:, None]), axis=1)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [losses.clip, losses.info_nce])
+def test_contrastive_losses_accept_log_softmax_product_at_any_scale(loss):
+    z = jnp.asarray(rows(19, 4, 3), jnp.float32)
+    scores = naive_log_softmax_product(z, z)
+    expected = float(np.mean(np.log(np.exp(scores).sum(1)) - np.diagonal(scores)))
+    # Sums of 3 and of 4 terms and a logarithm, of numbers of order one.
+    assert float(loss(z, z, similarity=log_softmax_product)) == pytest.approx(expected, abs=16 * EPS32)
+    value, gradient = jax.value_and_grad(lambda z: loss(z, z, similarity=log_softmax_product))(1e6 * z)
+    assert np.isfinite(float(value)) and bool(jnp.isfinite(gradient).all())

@@ -102,13 +102,14 @@ class Checkpoints:
             return None
         about = self._read(step, about=ocp.args.JsonRestore())["about"]
         remedy = "Pass the arguments of the run that wrote it, or another folder, or delete this one to start afresh."
-        for name, now in self.setting.items():
-            before = about["setting"].get(name)
-            if before != now:
-                raise ValueError(
-                    f"The checkpoint in {self.folder} belongs to another run: {name} was {before}, now is {now}. "
-                    f"{remedy}"
-                )
+        before = about["setting"]
+        changed = [
+            f"{name} was {before.get(name)}, now is {now}"
+            for name, now in self.setting.items()
+            if before.get(name) != now
+        ]
+        if changed:
+            raise ValueError(f"The checkpoint in {self.folder} belongs to another run: {'; '.join(changed)}. {remedy}")
         if step > steps:
             raise ValueError(
                 f"The checkpoint in {self.folder} holds {step} updates, more than steps={steps}. "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 # Slots of the loss buffer, hence the longest chunk: at 10 microseconds a step, the least that a step costs on a CPU,
@@ -84,6 +85,7 @@ class Program(NamedTuple):
     batch_size: int | None
     augment: Callable | None
     momentum_encoder: MomentumEncoder | None
+    mesh: Mesh | None = None
 
 
 def _batch(program: Program, data, key, step, order):
@@ -101,7 +103,26 @@ def _batch(program: Program, data, key, step, order):
         data = jax.tree.map(lambda a: jnp.take(a, taken, axis=0, mode="clip"), data)
     if program.augment is not None:
         data = program.augment(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step), data)
+    if program.mesh is not None:
+        data = jax.tree_util.tree_map_with_path(partial(_spread, program.mesh), data)
     return data, order
+
+
+def _spread(mesh, path, leaf):
+    """An array of the batch, its rows divided among the devices."""
+    if jnp.ndim(leaf) == 0:
+        return leaf
+    if leaf.shape[0] % mesh.size:
+        raise ValueError(
+            f"batch{jax.tree_util.keystr(path)} has {leaf.shape[0]} rows, which the {mesh.size} devices of the mesh do "
+            f"not divide. Make the rows a multiple of {mesh.size}, or take a mesh of fewer devices."
+        )
+    return lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+
+
+def _everywhere(mesh, tree):
+    """The same values on every device."""
+    return tree if mesh is None else lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _encode(program: Program, params, batch):
@@ -113,25 +134,38 @@ def _encode(program: Program, params, batch):
     return keys
 
 
+def _scalar(program: Program, batch, more, params):
+    """The loss, checked to be one."""
+    value = jnp.asarray(program.loss(params, batch, *more))
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"loss returned {value.dtype}{list(value.shape)}, not one floating-point number. "
+            "Return a scalar, for example the mean over the batch."
+        )
+    return value
+
+
+def _inputs(program: Program, state: State, data, key):
+    """What the loss sees at the state's step: the batch, and keys and queue of a momentum encoder; and the order."""
+    batch, order = _batch(program, data, key, state.step, state.order)
+    if program.momentum_encoder is None:
+        return batch, (), order
+    return batch, (_encode(program, state.averaged, batch), state.queue), order
+
+
 def _evaluate(program: Program, state: State, data, key) -> State:
     """The state with the loss, the gradient and the keys of its own step."""
-    batch, order = _batch(program, data, key, state.step, state.order)
-    keys, more = None, ()
-    if program.momentum_encoder is not None:
-        keys = _encode(program, state.averaged, batch)
-        more = (keys, state.queue)
-
-    def scalar(params):
-        value = jnp.asarray(program.loss(params, batch, *more))
-        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(
-                f"loss returned {value.dtype}{list(value.shape)}, not one floating-point number. "
-                "Return a scalar, for example the mean over the batch."
-            )
-        return value
-
-    loss, gradient = jax.value_and_grad(scalar)(state.params)
+    batch, more, order = _inputs(program, state, data, key)
+    loss, gradient = jax.value_and_grad(partial(_scalar, program, batch, more))(state.params)
+    keys = more[0] if more else None
+    loss, gradient, keys = _everywhere(program.mesh, (loss, gradient, keys))
     return state._replace(loss=loss, gradient=gradient, order=order, keys=keys)
+
+
+def residuals(program: Program, state: State, data, key):
+    """A batch, and what the backward pass keeps of the forward pass: for their shapes."""
+    batch, more, _ = _inputs(program, state, data, key)
+    return batch, jax.vjp(partial(_scalar, program, batch, more), state.params)
 
 
 def _update(program: Program, state: State) -> State:
@@ -212,7 +246,8 @@ def advance(program: Program, state: State, data, key, stop):
         good = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(decisive)]).all()
         # The slot of a pass that fails, or that only evaluates, is never read.
         losses = losses.at[state.step - begin].set(state.loss)
-        return _choose(good, candidate, state), losses, ~good
+        # A branch, not a selection of every leaf: with those the compiler takes four times as long.
+        return lax.cond(good, lambda new, old: new, lambda new, old: old, candidate, state), losses, ~good
 
     losses = jnp.zeros(LONGEST_CHUNK, state.loss.dtype)
     return lax.while_loop(going, one, (state, losses, jnp.asarray(False)))

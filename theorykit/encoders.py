@@ -1,8 +1,8 @@
-r"""Encoders: multilayer perceptrons, a small CNN and a small transformer, as flax.linen modules.
+r"""Encoders: multilayer perceptrons, a small CNN and small transformers, as flax.linen modules.
 
 Every encoder maps a batch to embeddings, one per row: ``params = encoder.init(key, x)`` and
-``encoder.apply(params, x)`` of shape (n, features). All weights live in two layers, `Dense` and `Conv`, in one of two
-parametrisations:
+``encoder.apply(params, x)`` of shape (n, features); `TokenTransformer` gives one output per token instead. All weights
+live in two layers, `Dense` and `Conv`, in one of two parametrisations:
 
     "ntk"        y = (weight_std / √fan_in) x·W + bias_std b,    W, b ~ N(0, 1)
     "standard"   y = x·W + b,    W ~ N(0, weight_std² / fan_in),    b ~ N(0, bias_std²)
@@ -26,9 +26,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from theorykit._layers import Conv, Dense, NoInfiniteKernel, Weighted, check_choice, check_counts, parameter
+from theorykit import _transformer
+from theorykit._layers import Conv, Dense, NoInfiniteKernel, Weighted, check_choice, check_counts
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -218,10 +219,57 @@ class CNN(Weighted):
         return (ImageLayer(self.image_shape), *hidden, PoolLayer(self.pooling), DenseLayer(self.weight_std, bias_std))
 
 
-class Transformer(Weighted):
+class _OnTokens(Weighted):
+    """What the two transformers share: sizes, and their blocks. Each class documents these attributes."""
+
+    width: int
+    features: int
+    tokens: Sequence[int] = (8, 8)
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: int = 4
+    learn_positions: bool = True
+    activation: str = "gelu"
+
+    def __post_init__(self):
+        check_counts(self, "width", "features", "depth", "heads", "mlp_ratio", tokens=2)
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads = {self.heads} does not divide width = {self.width}: make width a multiple of heads."
+            )
+        check_choice("activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    @nn.nowrap
+    def _blocks(self, x: Array, gates: Array | None, prefix: int | None) -> Array:
+        """Inputs, flat or shaped -> tokens after the last layer norm, (n, number of tokens, width)."""
+        x = _unflatten(x, self.tokens, type(self).__name__, "tokens (number of tokens, numbers per token)")
+        return _transformer.blocks(self, x, ACTIVATIONS[self.activation], gates, prefix)
+
+    @nn.nowrap
+    def infinite_layers(self) -> tuple[Layer, ...]:
+        """Raise: softmax attention has no closed-form infinite-width kernel.
+
+        With logits divided by √(width / heads) the attention weights stay random however wide a head is. A Gaussian
+        limit needs infinitely many heads, and its kernel is an expectation over a softmax without a closed form
+        (Hron et al. 2020, arXiv 2006.10540).
+
+        Raises
+        ------
+        NoInfiniteKernel
+            Always.
+        """
+        raise NoInfiniteKernel(
+            "The transformer has no closed-form infinite-width kernel: its softmax attention stays random as the width "
+            "grows. Use ntk.empirical_ntk at a finite width, or an MLP or CNN."
+        )
+
+
+class Transformer(_OnTokens):
     r"""Pre-norm transformer encoder: embed, (attention, MLP) × depth, layer norm, mean over tokens, dense layer.
 
-    h ← h + Attention(LN h), then h ← h + MLP(LN h), with attention softmax(q·k / √(width / heads)) v in each head.
+    h ← h + g Attention(LN h), then h ← h + g MLP(LN h), with attention softmax(q·k / √(width / heads)) v in each head
+    and a gate g for each block, 1 unless `gates` are given.
 
     Parameters
     ----------
@@ -245,82 +293,69 @@ class Transformer(Weighted):
     Raises
     ------
     ValueError
-        A size below 1, a width that heads does not divide, unknown names, or an input that does not have shape tokens.
+        A size below 1, a width that heads does not divide, unknown names, an input that does not have shape tokens, or
+        gates that are not one number for each block.
 
     Notes
     -----
     Input (n, number of tokens · numbers per token) or (n, number of tokens, numbers per token), output (n, features).
-    It has no closed-form infinite-width kernel, see `infinite_layers`.
+    ``encoder.apply(params, x, gates)`` multiplies both branches of block b by gates[b]: (1, 0) is the network of one
+    block, so that networks of several depths share one program. ``encoder.apply(params, x, mutable="intermediates")``
+    also returns {"intermediates": {"states": (s,)}} with s of shape (depth + 1, n, number of tokens, width): the tokens
+    h after the embedding and after each block. It has no closed-form infinite-width kernel, see `infinite_layers`.
     """
 
-    width: int
-    features: int
-    tokens: Sequence[int] = (8, 8)
-    depth: int = 2
-    heads: int = 4
-    mlp_ratio: int = 4
-    learn_positions: bool = True
-    activation: str = "gelu"
+    @nn.compact
+    def __call__(self, x: Shaped[Array, "n ..."], gates: Float[Array, " depth"] | None = None) -> Shaped[Array, "n z"]:
+        """Embed a batch of token sequences."""
+        h = self._blocks(x, gates, prefix=None)
+        return Dense(self.features, name="head", **self.conventions())(jnp.mean(h, axis=1))
+
+
+class TokenTransformer(_OnTokens):
+    r"""Pre-norm transformer with one output per token: the blocks of `Transformer`, layer norm, dense layer.
+
+    Parameters
+    ----------
+    width, features, tokens, depth, heads, mlp_ratio, learn_positions
+        As in `Transformer`, with `features` outputs for each token.
+    activation, use_bias, parametrisation, weight_std, bias_std, precision
+        As in `MLP`.
+    prefix
+        None: every token sees every token. k: the first k tokens see each other, and token i ≥ k sees tokens 0 to i,
+        itself included, as in a prefix language model; 0 is purely causal.
+
+    Raises
+    ------
+    ValueError
+        As `Transformer`, and a prefix below 0 or above the number of tokens.
+
+    Notes
+    -----
+    Input as for `Transformer`, output (n, number of tokens, features). Gates and hidden states are those of
+    `Transformer`, and so are the names of the parameters.
+
+    Source: Liu et al. 2018 (arXiv 1801.10198) for the decoder; Raffel et al. 2020 (arXiv 1910.10683), section 3.2, for
+    the mask with a fully visible prefix.
+    """
+
+    prefix: int | None = None
 
     def __post_init__(self):
-        check_counts(self, "width", "features", "depth", "heads", "mlp_ratio", tokens=2)
-        if self.width % self.heads:
-            raise ValueError(
-                f"heads = {self.heads} does not divide width = {self.width}: make width a multiple of heads."
-            )
-        check_choice("activation", self.activation, ACTIVATIONS)
         super().__post_init__()
+        if isinstance(self.prefix, bool) or not isinstance(self.prefix, int | None):
+            raise TypeError(f"prefix must be a whole number or None and is {self.prefix!r}: pass a Python int.")
+        if self.prefix is not None and not 0 <= self.prefix <= self.tokens[0]:
+            raise ValueError(
+                f"prefix is {self.prefix} with {self.tokens[0]} tokens: pass 0 to {self.tokens[0]}, or None."
+            )
 
     @nn.compact
-    def __call__(self, x: Shaped[Array, "n ..."]) -> Shaped[Array, "n z"]:
-        """Embed a batch of token sequences."""
-
-        def dense(features: int, name: str) -> Dense:
-            return Dense(features, name=name, **self.conventions())
-
-        def norm(h: Array, name: str) -> Array:
-            # flax promotes to at least float32 by a call that strict promotion refuses for float64.
-            with jax.numpy_dtype_promotion("standard"):
-                return nn.LayerNorm(param_dtype=h.dtype, name=name)(h)
-
-        x = _unflatten(x, self.tokens, "Transformer", "tokens (number of tokens, numbers per token)")
-        h = dense(self.width, "embed")(x)
-        if self.learn_positions:
-            # Entries of standard deviation 1, the scale of the embedded tokens where inputs have |x| = √d.
-            h = h + parameter(self, "positions", h.shape[1:], h.dtype, 1.0)[None]
-        for block in range(self.depth):
-            u = norm(h, f"norm_attention_{block}")
-            query, key, value = (dense(self.width, f"{role}_{block}")(u) for role in ("query", "key", "value"))
-            h = h + dense(self.width, f"out_{block}")(_attention(query, key, value, self.heads, self.precision))
-            u = dense(self.mlp_ratio * self.width, f"mlp_in_{block}")(norm(h, f"norm_mlp_{block}"))
-            h = h + dense(self.width, f"mlp_out_{block}")(ACTIVATIONS[self.activation](u))
-        return dense(self.features, "head")(jnp.mean(norm(h, "norm_head"), axis=1))
-
-    @nn.nowrap
-    def infinite_layers(self) -> tuple[Layer, ...]:
-        """Raise: softmax attention has no closed-form infinite-width kernel.
-
-        With logits divided by √(width / heads) the attention weights stay random however wide a head is. A Gaussian
-        limit needs infinitely many heads, and its kernel is an expectation over a softmax without a closed form
-        (Hron et al. 2020, arXiv 2006.10540).
-
-        Raises
-        ------
-        NoInfiniteKernel
-            Always.
-        """
-        raise NoInfiniteKernel(
-            "The transformer has no closed-form infinite-width kernel: its softmax attention stays random as the width "
-            "grows. Use ntk.empirical_ntk at a finite width, or an MLP or CNN."
-        )
-
-
-def _attention(query: Array, key: Array, value: Array, heads: int, precision: str) -> Array:
-    """Softmax attention of (n, tokens, width) arrays, each head on its share of the width."""
-    q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (query, key, value))
-    logits = jnp.einsum("nihd,njhd->nhij", q, k, precision=precision) / math.sqrt(q.shape[-1])
-    mixed = jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(logits, axis=-1), v, precision=precision)
-    return mixed.reshape(value.shape)
+    def __call__(
+        self, x: Shaped[Array, "n ..."], gates: Float[Array, " depth"] | None = None
+    ) -> Shaped[Array, "n t z"]:
+        """One output for each token of each sequence."""
+        return Dense(self.features, name="head", **self.conventions())(self._blocks(x, gates, self.prefix))
 
 
 def _per_layer(sizes: int | Sequence[int], layers: int) -> Sequence[int]:

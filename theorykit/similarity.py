@@ -1,7 +1,7 @@
-r"""Similarities of embeddings: dot product and cosine.
+r"""Similarities of embeddings: dot product, cosine, and the log of an inner product of softmaxes.
 
 A similarity maps two single vectors to a number, ``s(a, b)``; `pairwise` turns it into the score matrix of two
-batches. `dot` and `cosine` also take equal leading axes. A similarity of one's own only has to handle single vectors.
+batches. The three here also take equal leading axes. A similarity of one's own only has to handle single vectors.
 The checks of embeddings that the losses share are here too. All of them look at types and shapes only, so they also
 run inside `jax.jit`, at trace time.
 """
@@ -55,6 +55,33 @@ def cosine(a: Float[Array, "*batch z"], b: Float[Array, "*batch z"]) -> Float[Ar
     return dot(normalise(a), normalise(b))
 
 
+def log_softmax_product(a: Float[Array, "*batch z"], b: Float[Array, "*batch z"]) -> Float[Array, "*batch"]:
+    r"""Logarithm of the inner product of two softmaxes, row by row.
+
+    .. math:: s(a, b) = \ln \sum_s \mathrm{softmax}(a)_s \, \mathrm{softmax}(b)_s \le 0
+
+    Where a root of z symbols is drawn uniformly and the two views are independent given it, the optimal score of a
+    contrastive loss has this form plus ln z, with the two posteriors of the root as softmaxes. It does not change when
+    a constant is added to all entries of a vector. All sums are taken in log space, so softmaxes of disjoint support
+    give a large negative number with its gradient, not the logarithm of zero.
+
+    Parameters
+    ----------
+    a, b
+        Logits along the last axis, which is not empty; the leading axes are equal.
+
+    Returns
+    -------
+    Array
+        One number for each pair of vectors, in nats.
+
+    Source
+    ------
+    Derivation: Bayes' rule for two views that are independent given the root.
+    """
+    return jax.nn.logsumexp(jax.nn.log_softmax(a, axis=-1) + jax.nn.log_softmax(b, axis=-1), axis=-1)
+
+
 def normalise(a: Float[Array, "*batch z"]) -> Float[Array, "*batch z"]:
     r"""Scale every vector to unit norm.
 
@@ -96,7 +123,8 @@ def pairwise(similarity: Similarity, a: Float[Array, "n z"], b: Float[Array, "m 
 
     .. math:: S_{ij} = s(a_i, b_j)
 
-    `dot` and `cosine` are one matrix product at the highest precision of the device; any other similarity is vmapped.
+    `dot` and `cosine` are one matrix product at the highest precision of the device. `log_softmax_product` normalises
+    every row once and then sums over (n, m, z) in log space. Any other similarity is vmapped.
 
     Parameters
     ----------
@@ -125,6 +153,9 @@ def pairwise(similarity: Similarity, a: Float[Array, "n z"], b: Float[Array, "m 
         a, b = normalise(a), normalise(b)
     if similarity is cosine or similarity is dot:
         return jnp.matmul(a, b.T, precision="highest")
+    if similarity is log_softmax_product:
+        a, b = jax.nn.log_softmax(a, axis=-1), jax.nn.log_softmax(b, axis=-1)
+        return jax.nn.logsumexp(a[:, None, :] + b[None, :, :], axis=-1)
     scores = jax.vmap(jax.vmap(similarity, (None, 0)), (0, None))(a, b)
     if scores.ndim != 2:
         raise ValueError(

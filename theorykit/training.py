@@ -31,12 +31,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 from tqdm import tqdm
 
+from theorykit._training_memory import check_memory, memory_bytes
 from theorykit._training_step import LONGEST_CHUNK, MomentumEncoder, Program, State, advance, measure, start
 
-__all__ = ["MomentumEncoder", "Run", "State", "objective", "train"]
+__all__ = ["MomentumEncoder", "Run", "State", "check_memory", "memory_bytes", "objective", "train"]
 
 # The chunk length follows the speed of the steps, so that the progress bar moves about once a second.
 _CHUNK_SECONDS = 1.0
@@ -88,6 +90,7 @@ def train(
     momentum_encoder: MomentumEncoder | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Run:
     """Minimise a loss by `steps` updates of an optax optimiser.
@@ -136,6 +139,10 @@ def train(
         from call to call. Parameters, data, key, batch size, momentum encoder and the form of the optimiser's state are
         compared with those of the checkpoint; the code of functions and the optimiser's hyperparameters cannot be. Only
         the newest checkpoint is kept.
+    mesh
+        A one-dimensional mesh of devices for data parallelism: every array of the batch is divided along its leading
+        axis, whose length the number of devices must divide; parameters and optimiser's state are on all devices. The
+        result is that of one device to rounding, since sums over the batch are taken in another order.
     progress
         Draw a progress bar with the loss, if stderr is a terminal.
 
@@ -155,7 +162,9 @@ def train(
     Derivation: the definition of an optax update. Mini-batches without replacement within an epoch: Bottou, "Curiously
     fast convergence of some stochastic gradient descent algorithms", 2009. Momentum encoder: He et al. 2020.
     """
-    program = Program(loss, optimizer, batch_size, augment, momentum_encoder)
+    # With explicit axes, which jax.make_mesh gives, shardings would be a part of the types that the loss sees.
+    mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    program = Program(loss, optimizer, batch_size, augment, momentum_encoder, mesh)
     wanted = [_integer("A metric step", m) for m in metric_steps]
     _check_arguments(program, steps, key, metrics, wanted, checkpoint, checkpoint_every)
     _check_arrays(params, data, batch_size)
@@ -163,6 +172,7 @@ def train(
     params, data = jax.tree.map(jnp.array, params), jax.tree.map(jnp.asarray, data)
     # Without mini-batches and augmentation no number is drawn from the key.
     key = jax.random.key(0) if key is None else key
+    params, data, key = _placed(program, params, data, key)
 
     expected = start.eval_shape(program, params, data, key)
     losses = np.zeros(steps, expected.loss.dtype)
@@ -244,6 +254,17 @@ def objective(apply: Callable, loss: Callable) -> Callable:
     return value
 
 
+def _placed(program, params, data, key):
+    """On the devices of the mesh: the rows of a full batch divided, all else everywhere."""
+    if program.mesh is None:
+        return params, data, key
+    whole = NamedSharding(program.mesh, PartitionSpec())
+    by_rows = NamedSharding(program.mesh, PartitionSpec(*program.mesh.axis_names))
+    divided = program.batch_size is None and len(jax.tree.leaves(data)[0]) % program.mesh.size == 0
+    params, key = jax.device_put((params, key), whole)
+    return params, jax.device_put(data, by_rows if divided else whole), key
+
+
 def _head(table, rows):
     return jax.tree.map(lambda a: a[:rows], table)
 
@@ -292,6 +313,10 @@ def _check_arguments(program, steps, key, metrics, wanted, checkpoint, checkpoin
         raise ValueError("checkpoint (a folder) and checkpoint_every (steps) go together. Pass both or neither.")
     if checkpoint_every is not None and _integer("checkpoint_every", checkpoint_every) < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every}. Pass the steps between checkpoints, 1 or more.")
+    if program.mesh is not None and len(program.mesh.axis_names) != 1:
+        raise ValueError(
+            f"Batches are divided over a mesh of one axis and this one has {program.mesh.axis_names}. Reshape it."
+        )
     encoder = program.momentum_encoder
     if encoder is not None and not 0.0 <= encoder.decay <= 1.0:
         raise ValueError(f"The decay of the momentum encoder is {encoder.decay}. Pass a number from 0 to 1.")

@@ -1,10 +1,8 @@
 """What a long build owes its caller: a refusal before the work if memory cannot suffice, and a line of progress."""
 
-from pathlib import Path
-
-import jax
 from tqdm import tqdm
 
+from theorykit._memory import free_bytes
 from theorykit.search._nn_descent import AROUND
 
 LONG_BUILD = 50_000  # rows from which a build shows its progress: seconds on two cores
@@ -31,19 +29,6 @@ def check_memory(where: str, n: int, d: int, degree: int, candidates: int, memor
             f"{have / 2**30:.2f} GiB are {'free' if memory is None else 'allowed'}; build graphs of parts of the rows, "
             "take a smaller degree, or a machine with more memory"
         )
-
-
-def free_bytes() -> int | None:
-    """Bytes free where arrays are kept, None where that cannot be known."""
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        about = device.memory_stats() or {}
-        return about["bytes_limit"] - about["bytes_in_use"] if "bytes_limit" in about else None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        return None
 
 
 class Stages:
