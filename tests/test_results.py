@@ -280,6 +280,30 @@ def test_a_part_is_the_same_computed_read_back_or_without_a_store(toy):
     assert seen[:3] == seen[3:6] == seen[6:]
 
 
+def test_a_folder_lasts_until_the_run_is_finished_and_there_is_none_outside(toy):
+    toy.edit(
+        "def run(config):",
+        textwrap.dedent("""
+        FOUND = []
+
+        def run(config):
+            FOUND.append(results.folder("checkpoints"))
+            if len(FOUND) == 1:
+                (FOUND[0] / "state").write_text("half-way")
+                raise RuntimeError("killed")
+            if len(FOUND) == 2:
+                assert (FOUND[1] / "state").read_text() == "half-way"
+        """),
+    )
+    with pytest.raises(RuntimeError, match="killed"):
+        toy.run()
+    toy.run()
+    module = sys.modules["toyexperiments.toy"]
+    assert module.FOUND[0] == module.FOUND[1] and not module.FOUND[1].exists()
+    module.run(module.Config())
+    assert module.FOUND[2] is None
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

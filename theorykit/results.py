@@ -167,14 +167,9 @@ def part(label: str, function: Callable[[], Any]) -> Any:
     TypeError
         If the value is neither an array nor a dict of arrays.
     """
-    if not re.fullmatch(r"[\w.=+-]+", label):
-        raise ValueError(f"the part label {label!r} becomes a file name: use letters, digits and . _ = + - only")
-    store = _STORE.get()
+    store = _claim(label)
     if store is None:
         return _part_value(label, function())
-    if label in store.labels:
-        raise ValueError(f"two parts of one run are called {label!r}: the second would read the first one's value")
-    store.labels.add(label)
     path = store.task.partial / f"{label}.npz"
     if path.exists():
         try:
@@ -195,6 +190,47 @@ def part(label: str, function: Callable[[], Any]) -> Any:
         if not store.task.folder.exists():
             raise
     return value
+
+
+def folder(label: str) -> Path | None:
+    """Folder for the checkpoints of long work inside a run, kept while the experiment's run is unfinished.
+
+    A run that was killed finds there what it wrote, for instance by ``training.train(checkpoint=folder(label), ...)``.
+
+    Parameters
+    ----------
+    label
+        As in :func:`part`, and of no part of the run.
+
+    Returns
+    -------
+    Path or None
+        An existing folder; None outside a run started by the store, where nothing is kept.
+
+    Raises
+    ------
+    ValueError
+        As :func:`part`.
+    """
+    store = _claim(label)
+    if store is None:
+        return None
+    path = store.task.partial / label
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _claim(label: str) -> _Store | None:
+    """The store of the run in progress, in which the label is now taken."""
+    if not re.fullmatch(r"[\w.=+-]+", label):
+        raise ValueError(f"the part label {label!r} becomes a file name: use letters, digits and . _ = + - only")
+    store = _STORE.get()
+    if store is None:
+        return None
+    if label in store.labels:
+        raise ValueError(f"two parts of one run are called {label!r}: the second would read the first one's value")
+    store.labels.add(label)
+    return store
 
 
 def threshold(default: Any, reason: str) -> Any:
