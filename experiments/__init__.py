@@ -28,5 +28,10 @@ ORDER = (
     "spectral_subspace",
     "search_scaling",
     "search_embeddings",
+    "message_probes",
+    "digits_chain",
+    "surrogate_learning",
     "ntk_depth",
+    "sample_efficiency",
+    "learned_tasks",
 )

@@ -20,6 +20,15 @@ _LEAST = 0.02
 _ZEROS = 0.3  # share of empty cells, in every other joint
 
 
+def table(rng, nx, ny, concentration, *, zeros, least=0.0):
+    """A joint (nx, ny) from gamma weights, `least` added, with a share of its cells empty but no row or column."""
+    weights = rng.gamma(concentration, size=(nx, ny)) + least
+    kept = rng.uniform(size=(nx, ny)) >= zeros
+    longest = np.arange(max(nx, ny))
+    kept[rng.permutation(nx)[longest % nx], rng.permutation(ny)[longest % ny]] = True
+    return weights * kept / np.sum(weights * kept)
+
+
 def draw(rng, count):
     """Joints and scores (count, *SHAPE), and codes of x (count, nx), two encoders for each joint."""
     joints, scores = np.zeros((count, *SHAPE)), np.zeros((count, *SHAPE))
@@ -27,11 +36,7 @@ def draw(rng, count):
     for i in range(count):
         nx, ny = SIZES[i % len(SIZES)]
         concentration = (0.5, 1.0, 2.0)[(i // 5) % 3]
-        weights = rng.gamma(concentration, size=(nx, ny)) + _LEAST
-        kept = rng.uniform(size=(nx, ny)) >= (_ZEROS if i % 2 else 0.0)
-        longest = np.arange(max(nx, ny))
-        kept[rng.permutation(nx)[longest % nx], rng.permutation(ny)[longest % ny]] = True  # no row or column is empty
-        joints[i, :nx, :ny] = weights * kept / np.sum(weights * kept)
+        joints[i, :nx, :ny] = table(rng, nx, ny, concentration, zeros=_ZEROS if i % 2 else 0.0, least=_LEAST)
         scores[i] = DEVIATIONS[(i // 7) % len(DEVIATIONS)] * rng.standard_normal(SHAPE)
         codes[:, i] = rng.integers(0, 2, (2, SHAPE[0]))
         codes[:, i, :nx] = [rng.permutation(np.arange(nx) % max(1, nx // 2)) for _ in range(2)]

@@ -31,12 +31,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._joints import table
 from experiments._mi_critics import DIMENSION, GROUP, draw, trained
 from experiments._side_by_side import side_by_side
 from theorykit import results, verify
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.information_loss import sufficiency
-from theorykit.surrogate.joint import chi_square, identical, mutual_information, random_joint
+from theorykit.surrogate.joint import chi_square, identical, mutual_information
 from theorykit.surrogate.risk import optimal_score
 
 DERIVED = "derivation"
@@ -99,8 +100,7 @@ def _exact(config):
     rng, joints, scores = np.random.default_rng(0), [], []
     for i in range(config.joints):
         concentration, deviation = CONCENTRATIONS[i % 3], (0.0, 0.3, 1.0, 3.0)[i % 4]
-        key = jax.random.fold_in(jax.random.key(1), i)
-        joints.append(random_joint(key, ALPHABET, ALPHABET, concentration=concentration, zeros=0.3 * (i % 2)))
+        joints.append(table(rng, ALPHABET, ALPHABET, concentration, zeros=0.3 * (i % 2)))
         scores.append(deviation * rng.standard_normal((ALPHABET, ALPHABET)))
     counts = jnp.asarray(CANDIDATES)
 
@@ -129,7 +129,7 @@ def _exact(config):
             "interpolated": mi.interpolated(joint, score, FEW, WEIGHT),
         }
 
-    found = jax.jit(partial(jax.lax.map, measure))((jnp.stack(joints), jnp.asarray(np.stack(scores))))
+    found = jax.jit(partial(jax.lax.map, measure))((jnp.asarray(np.stack(joints)), jnp.asarray(np.stack(scores))))
     # X = Y on 256 symbols, matches scored far up: the cap of the interpolated bound is nearly reached.
     rare = identical(256)
     top = mi.interpolated(rare, jnp.where(rare > 0, 30.0, -jnp.inf), FEW, WEIGHT)

@@ -28,5 +28,12 @@ FIGURES = (
     "spectral_components",
     "search_scaling",
     "search_embeddings",
+    "message_probes",
+    "digits_chain",
+    "surrogate_learning",
     "ntk_depth",
+    "sample_efficiency",
+    "learned_tasks",
+    "learned_prompts",
+    "learned_shift",
 )

@@ -6,7 +6,7 @@ row by row from the top: ``x.reshape(8, 8)`` shows it.
 
 import gzip
 import importlib.util
-from functools import cache, partial
+from functools import cache
 from math import isfinite, isqrt
 from pathlib import Path
 
@@ -68,8 +68,7 @@ def _warp(image: Float[Array, "side side"], shift: Float[Array, "2"], angle: Flo
     return jnp.einsum("pr,rc,pc->p", hats[0], image, hats[1], precision="highest")
 
 
-# At LLVM's first level this compiles in two thirds of the time, and runs no slower.
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+@jax.jit
 def _augment(key, images, shift, rotation, noise, mask):
     n, d = images.shape
     side = isqrt(d)

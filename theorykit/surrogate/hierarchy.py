@@ -11,7 +11,8 @@ number of leaves. It runs in log space, in the dtype of the kernels, and kernels
 float64 its probabilities are right to about 1e-14.
 
     model        Hierarchy, random_hierarchy, sample, enumerate_joint, all_leaves, check_hierarchy
-    answers      root_posterior, similarity, similarities, denoise, leaf_posterior, next_token, zero_shot
+    answers      root_posterior, beliefs, similarity, similarities, denoise, leaf_posterior, next_token,
+                 zero_shot
     prompts      sample_prompts
     Bayes risks  bayes_risks over any number of samples, bayes_losses of given ones, paired_excess of a trained model
 
@@ -19,6 +20,7 @@ Source: Oko, Lin, Cai, Mei (arXiv 2501.04641), Mei (arXiv 2404.18444).
 """
 
 from theorykit.surrogate._bayes import Losses, Risks, bayes_losses, bayes_risks, paired_excess
+from theorykit.surrogate._beliefs import beliefs
 from theorykit.surrogate._hierarchy_inference import (
     denoise,
     leaf_posterior,
@@ -46,6 +48,7 @@ __all__ = [
     "all_leaves",
     "bayes_losses",
     "bayes_risks",
+    "beliefs",
     "check_hierarchy",
     "denoise",
     "enumerate_joint",

@@ -378,8 +378,7 @@ def random_labelled(key: Key[Array, ""], nc: int, ny: int, nx: int, *, concentra
     return LabelledJoint(label_given_text * jnp.sum(text_image, axis=1)[None, :], text_image)
 
 
-# Gamma variates take long to compile; at LLVM's first level half as long.
-@jax.jit(static_argnames=("nx", "ny"), compiler_options={"xla_backend_optimization_level": 1})
+@jax.jit(static_argnames=("nx", "ny"))
 def _random_joint(key, nx, ny, concentration, zeros):
     cells, empty, rows, columns = jax.random.split(key, 4)
     # In logarithms: at small concentrations gamma variables underflow, and all cells at once would have no sum.

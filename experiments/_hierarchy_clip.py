@@ -1,0 +1,349 @@
+r"""Ensembles of CLIP encoder pairs on hierarchies: one program trains all members, by the ordinary loop.
+
+A member is a pair of transformers with a hierarchy of its own; all arrays have a leading axis of members. Members share
+no parameter and the loss is their sum, so that Adam, which acts on each parameter apart, trains each as if alone.
+
+    size = Size()                                       sizes of trees, networks and batches, see there
+    hs = hierarchies(size, key, ps)                     Hierarchy (members, ...); one key: they differ in p only
+    start(size, head, keys)                             params {"image", "text", "log_scale", "read_out"} (members, ...)
+    train_clip(size, hs, keys, head=, steps=, ...)      training.Run; Run.params (members, ...)
+    embed(size, head, params, modality, leaves, gates)  (members, n, features), leaves (n, T) or (members, n, T)
+    states(size, head, params, modality, leaves, gates) (members, blocks + 1, n, T, width), the residual stream
+    scores(size, head, params, image, text, gates)      (members, n, k); for "cosine" times the learned scale
+    score_table(size, head, params, gates)              (members, S^T, S^T), in the order of `enumerate_joint`
+    heldout(size, head, params, hs, key, n, ...)        Heldout: samples, contrastive losses and Bayes losses on them
+    encoder(size, head), one_hot(leaves, S), ancestors(size, kernels, leaves), sum_over_members(one): the parts
+
+Members of one program may differ in key, hierarchy, guidance, gates, candidates (K of the loss) and number of stored
+samples. The head makes a program of its own, and so does whether there is guidance, and whether samples are stored.
+Members with equal keys start at the same parameters and see the same uniform numbers: their differences are paired.
+
+The loss of a member, with K candidates in groups of K consecutive pairs of its batch as in `hierarchy.bayes_losses`:
+
+    mean over i of  ln sum_{j in group} e^s(x_i, y_j) + ln sum_{j in group} e^s(x_j, y_i) - 2 s(x_i, y_i)
+
+plus, if guided, guidance times the mean cross-entropy, over leaves, blocks and modalities, of linear read-outs of the
+states after block b with the beliefs of the leaf's ancestor in layer L - ceil(b L / blocks): each block is to hold the
+messages of one level, and the last those of the root (Mei, arXiv 2404.18444, for networks that pass messages).
+
+Measured at p = 0.2 with the default size, K = 4, fresh samples and 8 starts, exact excess over the Bayes risk of 1.760
+nats on the joint of 256 x 256: head "softmax" 0.026 to 0.030 after 300 steps; "dot" (MLPs twice as wide) 0.08 to 0.10.
+With S features instead of `width`, one of 8 starts merges two roots and stays at 0.51. A step takes 2 to 3 ms of one
+core for each member; compiling takes 8 s.
+
+`_hierarchy_exact.exact_tables(hs, tables, candidates)` measures tables exactly. Training works on one array of all
+parameters of a member, see `to_rows`: an array for each weight matrix takes four times as long to compile.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from experiments._clip_encoders import (
+    HEADS,
+    MODALITIES,
+    Size,
+    clip,
+    clip_in_groups,
+    embed,
+    encoder,
+    initial,
+    one_hot,
+    pairwise,
+    score_table,
+    scores,
+    start,
+    states,
+)
+from experiments._side_by_side import one_object
+from theorykit import training
+from theorykit.surrogate import hierarchy
+
+__all__ = [
+    "HEADS",
+    "MODALITIES",
+    "Heldout",
+    "Size",
+    "ancestors",
+    "clip",
+    "clip_in_groups",
+    "embed",
+    "encoder",
+    "heldout",
+    "hierarchies",
+    "initial",
+    "one_hot",
+    "pairwise",
+    "score_table",
+    "scores",
+    "start",
+    "states",
+    "sum_over_members",
+    "to_rows",
+    "train_clip",
+]
+
+
+class Heldout(NamedTuple):
+    """Fresh samples of each member, and losses on them.
+
+    Parameters
+    ----------
+    samples : hierarchy.Sample
+        (members, n, ...).
+    noisy : (members, n, T)
+        Images with noise of deviation sigma.
+    contrastive : (members, n // K)
+        Of the trained scores, as `hierarchy.Losses.contrastive`.
+    bayes : hierarchy.Losses
+        (members, ...) of the Bayes predictors on the same samples, for `hierarchy.paired_excess`.
+    """
+
+    samples: hierarchy.Sample
+    noisy: jax.Array
+    contrastive: jax.Array
+    bayes: hierarchy.Losses
+
+
+def hierarchies(size, key, ps):
+    """Hierarchies of edge noises ps (members,), all of one key, or each of its own, keys (members,)."""
+    ps = jnp.asarray(ps, jnp.result_type(float))
+    draw = lambda k, p: hierarchy.random_hierarchy(k, size.alphabet, size.depth, size.arity, p)  # noqa: E731
+    return jax.vmap(draw)(jnp.broadcast_to(key, ps.shape), ps)
+
+
+def train_clip(
+    size,
+    hs,
+    keys,
+    *,
+    head,
+    steps,
+    candidates=4,
+    guidance=None,
+    gates=None,
+    samples=None,
+    counts=None,
+    params=None,
+    metrics=None,
+    metric_steps=(),
+    **options,
+):
+    """Train a pair of encoders for each member; the Run, with arrays (members, ...).
+
+    Parameters
+    ----------
+    hs, keys : (members, ...)
+        Hierarchies and PRNG keys.
+    head : a name in `HEADS`.
+    candidates : int or (members,)
+        K of the loss, divisors of the batch. For an array all scores of a batch are computed, for one number only those
+        within groups.
+    guidance : (members,), optional
+        Weights of the message-supervised loss.
+    gates : (members, blocks), optional
+        Of the residual branches of each block, see `encoders.Transformer`.
+    samples : (image, text), each (members, n, T), optional
+        Stored pairs; by default every step draws fresh ones from each member's hierarchy.
+    counts : (members,), optional
+        How many of the first stored pairs a member uses, a power of two and a multiple of K; by default all.
+    params : optional
+        Where to begin; by default `start(size, head, keys)`.
+    metrics, metric_steps, **options
+        As in `training.train`: params (members, ...) -> arrays; checkpoint, checkpoint_every, mesh.
+    """
+    members, guided, stored = keys.shape[0], guidance is not None, samples is not None
+    data = {"key": jax.random.key_data(keys), "hierarchy": hs}
+    same = candidates if isinstance(candidates, int) else None
+    if same is None:
+        data["candidates"] = jnp.asarray(candidates, jnp.int32)
+    counts_of_candidates = members * [same] if same else data["candidates"].tolist()
+    if any(size.batch % k for k in counts_of_candidates):
+        raise ValueError(f"candidates are {candidates}; give divisors of the batch of {size.batch} pairs")
+    if guided:
+        data["guidance"] = jnp.asarray(guidance, jnp.float32)
+    if gates is not None:
+        data["gates"] = jnp.asarray(gates, jnp.float32)
+    if stored:
+        image, text = samples
+        counts = jnp.broadcast_to(jnp.asarray(image.shape[1] if counts is None else counts, jnp.int32), (members,))
+        _check_counts(counts.tolist(), counts_of_candidates, image.shape[1])
+        data |= {"image": image, "text": text, "count": counts}
+    done = training.train(
+        _loss(size, head, guided, same),
+        to_rows(start(size, head, keys) if params is None else params),
+        data,
+        optimizer=_optimizer(size.learning_rate, size.warm_up, steps),
+        steps=steps,
+        key=jax.random.key(0),  # of the steps; what a member draws follows from its own key as well
+        augment=_batches(size, guided, stored),
+        metrics=None if metrics is None else _of_rows(metrics, size, head),
+        metric_steps=metric_steps,
+        **options,
+    )
+    if done.status != "finished":
+        raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
+    return done._replace(params=_of_rows(_itself, size, head)(done.params))
+
+
+def _itself(params):
+    return params
+
+
+@jax.jit
+def to_rows(params):
+    """Tree of arrays (members, ...) -> (members, numbers): a step on one array is compiled several times faster."""
+    return jax.vmap(lambda one: ravel_pytree(one)[0])(params)
+
+
+@one_object
+def _to_tree(size, head):
+    """The way back, for one member."""
+    form = jax.eval_shape(functools.partial(initial, size, head), jax.random.split(jax.random.key(0), 1))
+    return ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), form))[1]
+
+
+@one_object
+def _of_rows(metrics, size, head):
+    return jax.jit(lambda rows: metrics(jax.vmap(_to_tree(size, head))(rows)))
+
+
+def sum_over_members(one):
+    """(params, batch) -> sum of the scalars one(params of a member, its batch), with a fast gradient on every backend.
+
+    A CPU takes the members one after the other, value and gradient at once: what a member's backward pass needs then
+    stays in the cache, and a step takes half of the time that `jax.vmap` takes.
+    """
+    if jax.default_backend() != "cpu":
+        return lambda params, batch: jnp.sum(jax.vmap(one)(params, batch))
+
+    # Compiled parts are traced once, while the loop that holds them is traced three times.
+    value, both = jax.jit(one), jax.jit(jax.value_and_grad(one))
+
+    @jax.custom_vjp
+    def total(params, batch):
+        return jnp.sum(jax.lax.map(lambda member: value(*member), (params, batch)))
+
+    def forward(params, batch):
+        values, gradients = jax.lax.map(lambda member: both(*member), (params, batch))
+        return jnp.sum(values), gradients
+
+    total.defvjp(forward, lambda gradients, g: (jax.tree.map(lambda a: g * a, gradients), None))
+    return total
+
+
+@one_object
+def _loss(size, head, guided, candidates):
+    net, to_tree = encoder(size, head), _to_tree(size, head)
+
+    def one(row, batch):
+        params = to_tree(row)
+        embedded, missed = [], 0.0
+        for side, modality in enumerate(MODALITIES):
+            x, gates = one_hot(batch[modality], size.alphabet), batch.get("gates")
+            if guided:
+                z, kept = net.apply(params[modality], x, gates=gates, mutable="intermediates")
+                (stream,) = kept["intermediates"]["states"]
+                missed += _missed(stream[1:], params["read_out"][side], batch[f"beliefs_{modality}"]) / 2
+            else:
+                z = net.apply(params[modality], x, gates=gates)
+            embedded.append(z)
+        if candidates is None:
+            table = pairwise(head, params["log_scale"], *embedded)
+            group = jnp.arange(size.batch) // batch["candidates"]
+            loss = clip(jnp.where(group[:, None] == group[None, :], table, -jnp.inf))
+        else:
+            loss = jnp.mean(clip_in_groups(head, candidates, params["log_scale"], *embedded))
+        return loss + batch["guidance"] * missed if guided else loss
+
+    return sum_over_members(one)
+
+
+def _missed(stream, read_out, beliefs):
+    """Mean cross-entropy of read-outs (blocks, width + 1, S) of states (blocks, n, T, width) with beliefs."""
+    logits = jnp.einsum("bntw,bws->bnts", stream, read_out[:, :-1]) + read_out[:, -1][:, None, None]
+    return -jnp.mean(jnp.sum(beliefs * jax.nn.log_softmax(logits, axis=-1), axis=-1))
+
+
+def ancestors(size, kernels, leaves):
+    """Probabilities (blocks, n, T, S) of the ancestor of every leaf (n, T) that each block is to hold."""
+    found, layers = hierarchy.beliefs(kernels, leaves), range(1, size.blocks + 1)
+    wanted = [size.depth - math.ceil(block * size.depth / size.blocks) for block in layers]
+    return jnp.stack([jnp.exp(jnp.repeat(found[l], size.leaves // size.arity**l, axis=1)) for l in wanted])
+
+
+@one_object
+def _batches(size, guided, stored):
+    def one(step, data):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data["key"]), step)
+        if stored:
+            rows = _rows(key, data["count"], size.batch)
+            image, text = data["image"][rows], data["text"][rows]
+        else:
+            _, image, text = hierarchy.sample(data["hierarchy"], key, size.batch)
+        batch = {name: data[name] for name in ("candidates", "guidance", "gates") if name in data}
+        batch |= {"image": image, "text": text}
+        if guided:
+            for modality in MODALITIES:
+                kernels = getattr(data["hierarchy"], modality)
+                batch[f"beliefs_{modality}"] = ancestors(size, kernels, batch[modality])
+        return batch
+
+    every = jax.jit(jax.vmap(one, (None, 0)))  # traced once
+    return lambda key, data: every(jax.random.bits(key), data)
+
+
+def _rows(key, count, batch):
+    """Rows first + stride j mod count, j < batch: an odd stride is prime to a power of two, so none comes twice.
+
+    A random permutation of each member's rows would take longer than the step. Each row is as likely as any other, and
+    a group of K has K different rows if count >= K, as negatives must be no copies of the positive pair.
+    """
+    first, stride = jax.random.randint(key, (2,), 0, count)
+    return (first + (2 * stride + 1) * jnp.arange(batch, dtype=jnp.int32)) % count
+
+
+def _check_counts(counts, candidates, stored):
+    for n, k in zip(counts, candidates, strict=True):
+        if n & (n - 1) or not k <= n <= stored:
+            raise ValueError(
+                f"a member with {k} candidates is to use {n} stored pairs of {stored}: give a power of two, at least "
+                "the number of candidates and at most what is stored"
+            )
+
+
+@one_object
+def _optimizer(learning_rate, warm_up, steps):
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(warm_up, steps // 4), steps))
+
+
+# Held-out samples
+
+
+def heldout(size, head, params, hs, key, n, *, candidates=4, sigma=1.0, gates=None):
+    """Losses on n fresh samples of each member, the same uniform numbers for all members, with those of Bayes."""
+    for_samples, for_noise = jax.random.split(key)
+    samples, noisy, bayes = _bayes(hs, for_samples, for_noise, jnp.asarray(sigma), n, candidates)
+    embedded = [embed(size, head, params, m, getattr(samples, m), gates) for m in MODALITIES]
+    contrastive = _contrastive(head, candidates, params["log_scale"], *embedded)
+    return Heldout(samples, noisy, contrastive, bayes)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "candidates"))
+def _bayes(hs, for_samples, for_noise, sigma, n, candidates):
+    def one(h):
+        drawn = hierarchy.sample(h, for_samples, n)
+        noisy = drawn.image + sigma * jax.random.normal(for_noise, drawn.image.shape)
+        return drawn, noisy, hierarchy.bayes_losses(h, drawn, noisy, sigma, candidates=candidates)
+
+    return jax.lax.map(one, hs)
+
+
+@functools.partial(jax.jit, static_argnames=("head", "candidates"))
+def _contrastive(head, candidates, log_scale, image, text):
+    return jax.vmap(functools.partial(clip_in_groups, head, candidates))(log_scale, image, text)

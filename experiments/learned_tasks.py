@@ -1,0 +1,389 @@
+r"""Four tasks learned on hierarchies: what is lost against Bayes, with few prompts, and under a shift of p.
+
+CLIP pairs with the score of the optimal form, ln sum_s softmax(f)_s softmax(g)_s, are trained on fresh samples of
+hierarchies (`_hierarchy_clip`), then denoisers and next-token decoders that see the other modality through the trained
+encoder (`_task_models`). One member for each level of p, seed and kind of training:
+
+    guided     hidden states also regress the messages of message passing
+    standard   the task alone, encoder of the standard pair, frozen
+    shallow    one block in place of all, in encoders and networks
+    joint      standard, but the encoder starts afresh and is trained with the network
+
+All losses are compared with those of the Bayes answers on the same held-out samples (`hierarchy.paired_excess`).
+
+(a) Risks against p. No trained risk lies below Bayes; as a control, the Bayes answers of another hierarchy do not pass.
+The expected order is guided <= standard <= shallow. What the samples decide is a verdict, all pairs with their
+intervals are in `ordering` and in the figure. At quick (depth 2), over seeds and levels at 99.9%: supervision by
+messages helps in the contrastive task (by 0.005 nats), zero-shot and denoising, and in next tokens is undecided; one
+block is worse in denoising (by 0.005) and next tokens (by 0.001). In the contrastive task and zero-shot one block and
+two cannot be told apart, and should not: at depth 2 one block suffices, its attention brings the siblings together, its
+MLP makes the parents' messages, and the mean over tokens adds them up. There the preset full must decide. Training
+encoder and network jointly, from a fresh start and with as many steps, is no better than a frozen encoder.
+
+(b) Zero-shot classification by M prompts follows a + b/M with the b of `downstream.prompt_coefficient`. The asymptote
+needs M well above v_c/g_c^2, the relative variance of e^s over the prompts of a class: at p = 0.1, where single prompts
+tell the root, that is some tens, and a coefficient fitted to 8 to 128 prompts is larger than b by a third.
+
+(c) Members trained at one p on samples of another. A trained member does about what Bayes with the p of training does.
+That mis-specified answer is no lower bound: trained members lie below it by many standard errors. The Bayes answer of
+the samples' own hierarchy is.
+
+Statements on trained members are gated by intervals over blocks of held-out samples, of means over the members trained
+here; figures show 95% intervals over seeds.
+
+Source: Oko, Lin, Cai, Mei (arXiv 2501.04641) for model, tasks and kinds of training; the rest is derived or measured.
+"""
+
+import dataclasses
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _hierarchy_clip as clip
+from experiments import _task_evaluation as evaluation
+from experiments import _task_members as members
+from experiments._side_by_side import side_by_side
+from experiments._task_members import VARIANTS, pairs_of
+from experiments._task_prompts import counts as prompt_counts
+from theorykit import results, verify
+from theorykit.surrogate.hierarchy import Hierarchy, Losses
+
+SOURCE = "Oko, Lin, Cai, Mei (arXiv 2501.04641)"
+DERIVED = "derivation"
+TASKS = Losses._fields
+ORDER = ("guided", "standard", "shallow")  # expected
+STANDARD = VARIANTS.index("standard")
+KINDS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes as in `_hierarchy_clip.Size`, levels of p, seeds, steps, samples, and thresholds."""
+
+    alphabet: int = 4
+    depth: int = 2
+    arity: int = 2
+    width: int = 32
+    blocks: int = 2
+    heads: int = 4
+    batch: int = 64
+    learning_rate: float = 4e-3
+    variants: tuple[str, ...] = VARIANTS
+    conditional: tuple[str, ...] = ("denoising", "next_token")
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    shifted: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # of samples, for members trained at `REFERENCE`
+    seeds: int = 4
+    pair_steps: int = 1000
+    steps: int = 700  # of denoisers and decoders
+    samples: int = 4096
+    images: int = 256
+    pool: int = 1024
+    floor: float = results.threshold(4.0, "standard errors: on chance one member in 30,000 lies as far below Bayes")
+    near: float = results.threshold(
+        0.03, "the aim, nats or mean square; what a member told of nothing loses is tenfold"
+    )
+    gap: float = results.threshold(0.003, "nats or mean square; a quarter of what trained members lose at all")
+    coefficient: float = results.threshold(0.25, "relative; the next term adds about v/g^2 over M, 2 over 8 and more")
+    average: float = results.threshold(0.2, "of a logarithm: a fifth more")
+    follow: float = results.threshold(0.04, "nats or mean square; what is lost to a shift is threefold")
+
+    @property
+    def size(self) -> clip.Size:
+        """Of trees, networks and steps."""
+        names = ("alphabet", "depth", "arity", "width", "blocks", "heads", "batch", "learning_rate")
+        return clip.Size(**{name: getattr(self, name) for name in names})
+
+
+REFERENCE = 0.2
+ASYMPTOTIC = 8  # prompts from which on b/M is fitted
+PRESETS = {
+    # One training program, and no time for a second: denoisers and decoders are trained from quick on.
+    "smoke": Config(
+        variants=("standard",),
+        conditional=(),
+        levels=(0.2,),
+        shifted=(0.05, 0.2),
+        seeds=7,
+        pair_steps=400,
+        samples=2048,
+    ),
+    "quick": Config(),
+    "full": Config(
+        alphabet=10,
+        depth=3,
+        width=64,
+        blocks=3,
+        batch=128,
+        learning_rate=2e-3,
+        levels=(0.05, 0.1, 0.2, 0.3, 0.4),
+        shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
+        pair_steps=10000,
+        steps=8000,
+        samples=8192,
+    ),
+    # For an accelerator.
+    "paper": Config(
+        alphabet=10,
+        depth=4,
+        arity=3,
+        width=128,
+        blocks=4,
+        heads=8,
+        batch=128,
+        learning_rate=1e-3,
+        levels=(0.05, 0.1, 0.2, 0.3, 0.4),
+        shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
+        seeds=2,
+        pair_steps=30000,
+        steps=30000,
+        samples=2048,
+    ),
+}
+
+
+def run(config: Config) -> dict[str, np.ndarray]:
+    """Train all members and measure; arrays have a leading axis of seeds.
+
+    bayes/<task> (seeds, levels). excess/<task>/value, .../error (seeds, variants, levels), .../blocks (seeds, blocks,
+    variants, levels). other/<task>/...: against the Bayes answers of another hierarchy. mixed/<task> (seeds, blocks,
+    levels): of standard members told of another sample. prompts/<what> (seeds, levels, variants, ...), see
+    `_task_prompts.curves`. shift/<kind>/bayes/<task>, shift/<kind>/train/<task>/value, .../error (seeds, shifted): what
+    Bayes with the p of training loses; shift/<kind>/excess/<task>/..., shift/<kind>/over/<task>/... (seeds, variants,
+    shifted): what members lose against Bayes with the p of the samples and of training.
+    """
+    members.check_memory(config)
+    seeds = range(config.seeds)
+    pairs = [(f"pairs-{seed}", partial(members.train_pairs, config, seed)) for seed in seeds]
+    # While the first pairs train, the programs of the other tasks and that of the measurements are compiled.
+    compiled = [("", partial(members.train_network, config, 0, task, None)) for task in config.conditional]
+    compiled.append(("", partial(_measured, config, 0, *members.blank(config))))
+    found = _each(config, [*pairs[:1], *compiled, *pairs[1:]])
+    of_pairs = [jnp.asarray(found[label]) for label, _ in pairs]
+    cells = [
+        (f"{task}-{seed}", partial(members.train_network, config, seed, task, of_pairs[seed]))
+        for seed in seeds
+        for task in config.conditional
+    ]
+    found = _each(config, cells)
+    networks = [{task: jnp.asarray(found[f"{task}-{seed}"]) for task in config.conditional} for seed in seeds]
+    cells = [(f"measured-{seed}", partial(_measured, config, seed, of_pairs[seed], networks[seed])) for seed in seeds]
+    found = _each(config, cells)
+    return {name: np.stack([found[label][name] for label, _ in cells]) for name in found[cells[0][0]]}
+
+
+def _each(config, cells):
+    """Values of labelled cells, kept as parts: side by side, or one after the other where each takes all devices."""
+
+    def of(label, function):
+        return (label, results.part(label, function) if label else function())
+
+    return dict(side_by_side(of, cells) if len(jax.devices()) == 1 else [of(*cell) for cell in cells])
+
+
+# Measurements ---------------------------------------------------------------------------------------------------------
+
+
+def _measured(config, seed, pairs, networks):
+    size, levels, tests = config.size, len(config.levels), len(config.shifted)
+    hs, reference = members.hierarchies(config, seed), config.levels.index(REFERENCE)
+    shifted = clip.hierarchies(size, members.keys_of(seed, levels, 0)[reference], jnp.asarray(config.shifted))
+    home = jax.tree.map(lambda a: jnp.broadcast_to(a[reference], (tests, *a.shape[1:])), hs)
+    moved = [
+        Hierarchy(*(getattr(shifted if side in sides else home, side) for side in Hierarchy._fields[:2]))
+        for sides in KINDS.values()
+    ]
+    level = np.concatenate([np.arange(levels), np.full(len(KINDS) * tests, reference)])
+    train = jax.tree.map(lambda a: a[level], hs)
+    other = clip.hierarchies(size, members.keys_of(seed, levels, 2), config.levels)
+
+    def of_cells(rows):
+        """(variants x levels, numbers) -> (cells, variants, numbers)"""
+        return jnp.swapaxes(rows.reshape(-1, levels, rows.shape[1])[:, level], 0, 1)
+
+    test = jax.tree.map(lambda *parts: jnp.concatenate(parts), hs, *moved)
+    keys = jax.random.key_data(members.keys_of(seed, level.size, 3))
+    gates = {"pairs": members.gates_of(config, pairs_of(config))}
+    gates |= {task: members.gates_of(config, config.variants) for task in networks}
+    cells = evaluation.Cell(
+        test,
+        train,
+        jax.tree.map(lambda a: a[level], other),
+        of_cells(pairs),
+        {task: of_cells(rows) for task, rows in networks.items()},
+        keys,
+    )
+    found = evaluation.measure(size, cells, gates, config.samples, config.images, config.pool)
+    tasks = [task for task in TASKS if task in found]
+    arrays = _at_home(jax.tree.map(lambda a: a[:levels], found), tasks)
+    for i, kind in enumerate(KINDS):
+        cut = slice(levels + i * tests, levels + (i + 1) * tests)
+        arrays |= _away(jax.tree.map(lambda a, cut=cut: a[cut], found), tasks, kind)
+    return arrays
+
+
+def _at_home(found, tasks):
+    """Without shift: Bayes risks, excesses, and what the controls see."""
+    arrays = {name: np.asarray(value) for name, value in found.items() if name.startswith("prompts/")}
+    for name, value in evaluation.differences(found, tasks).items():
+        arrays[f"excess/{name}"] = np.moveaxis(value, -1, -2)
+    for task in tasks:
+        arrays[f"bayes/{task}"] = np.mean(np.asarray(found[f"bayes/{task}"]), axis=1)
+        against = np.asarray(found[task]) - np.asarray(found[f"other/{task}"])[:, None]
+        arrays[f"other/{task}/value"] = against.mean(axis=2).T
+        arrays[f"other/{task}/error"] = against.std(axis=2, ddof=1).T / math.sqrt(against.shape[2])
+        arrays[f"mixed/{task}"] = evaluation.blocks(found[f"mixed/{task}"] - found[f"bayes/{task}"])
+    return arrays
+
+
+def _away(found, tasks, kind):
+    """With samples of another p."""
+    arrays = {}
+    for name, value in evaluation.differences(found, tasks).items():
+        if not name.endswith("blocks"):
+            arrays[f"shift/{kind}/excess/{name}"] = value.T
+    for task in tasks:
+        bayes, train = (np.asarray(found[f"{who}/{task}"]) for who in ("bayes", "train"))
+        arrays[f"shift/{kind}/bayes/{task}"] = bayes.mean(axis=1)
+        for name, difference in (("train", train - bayes), ("over", np.asarray(found[task]) - train[:, None])):
+            error = difference.std(axis=-1, ddof=1) / math.sqrt(difference.shape[-1])
+            arrays[f"shift/{kind}/{name}/{task}/value"] = difference.mean(axis=-1).T
+            arrays[f"shift/{kind}/{name}/{task}/error"] = error.T
+    return arrays
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "contrastive": "contrastive",
+    "zero_shot": "zero-shot",
+    "denoising": "denoising",
+    "next_token": "next-token",
+}
+MIXED = {"contrastive": "texts of other samples", "zero_shot": "prompts of other classes"}
+
+
+def measured_tasks(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The tasks that the arrays hold, all but at the preset smoke."""
+    return [task for task in TASKS if f"bayes/{task}" in arrays]
+
+
+def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:
+    """What the four tasks, the prompts and the shift show, each claim with its control."""
+    return [*_risks(config, arrays), *_prompts(config, arrays), *_shift(config, arrays)]
+
+
+def _risks(config, arrays):
+    found, reference = [], config.levels.index(REFERENCE)
+    below = partial(verify.bound, limit=config.floor)
+    near = partial(verify.agreement, predicted=0.0, margin=config.near, side="at_most")
+    for task in measured_tasks(arrays):
+        name = NAMES[task]
+        sides = [(_errors_below(arrays, f"{what}/{task}"),) for what in ("excess", "other")]
+        statement = f"no trained {name} risk lies below the Bayes risk of the same samples by more than 4 errors"
+        found += _pair(below, f"LT.floor.{task}", statement, DERIVED, *sides, "the Bayes answers of another hierarchy")
+        told = arrays[f"excess/{task}/blocks"][:, :, STANDARD, reference].mean(axis=0)
+        sides = [(told,), (arrays[f"mixed/{task}"][:, :, reference].mean(axis=0),)]
+        unit = "mean square" if task == "denoising" else "nats"
+        statement = (
+            f"at p = {REFERENCE} the standard {name} risk is within {config.near} ({unit}) of Bayes, mean over seeds"
+        )
+        why = MIXED.get(task, "told of other samples")
+        found += _pair(near, f"LT.near.{task}", statement, SOURCE, *sides, why)
+
+    # One level, as at smoke, has too few samples to tell variants apart.
+    return [*found, *(_order(config, arrays) if len(config.levels) > 1 else [])]
+
+
+def _order(config, arrays):
+    """Neighbours in the order guided <= standard <= shallow, where the samples at hand decide."""
+    found = []
+    more = partial(verify.separation, margin=config.gap)
+    guided, standard, shallow = ({t: _by_blocks(arrays, t, v) for t in measured_tasks(arrays)} for v in ORDER)
+    task = "contrastive"
+    sides = [(standard[task], guided[task]), (standard[task], shallow[task])]
+    statement = "a standard CLIP pair loses more than a message-supervised one, mean over members"
+    found += _pair(more, "LT.guided", statement, SOURCE, *sides, "one of a single block, not supervised")
+    task = "denoising"
+    sides = [(shallow[task], standard[task]), (guided[task], standard[task])]
+    statement = "a denoiser of one block loses more than one of two, mean over members"
+    found += _pair(more, "LT.shallow", statement, SOURCE, *sides, "two blocks, and supervised")
+    return found
+
+
+def _by_blocks(arrays, task, variant):
+    """Excess of the members of a variant, mean over seeds and levels, for each block of samples."""
+    return arrays[f"excess/{task}/blocks"][:, :, VARIANTS.index(variant)].mean(axis=(0, 2))
+
+
+def ordering(arrays: dict[str, np.ndarray], level: float) -> dict[tuple[str, str, str], tuple[float, float, float]]:
+    """(task, variant, next variant) -> mean and interval, over seeds and levels, of what the next one loses more."""
+    found = {}
+    for task in measured_tasks(arrays):
+        excess = arrays[f"excess/{task}/value"]
+        for first, second in itertools.pairwise(ORDER):
+            more = excess[:, VARIANTS.index(second)] - excess[:, VARIANTS.index(first)]
+            found[task, first, second] = tuple(float(end) for end in verify.interval(more.ravel(), level))
+    return found
+
+
+def _errors_below(arrays, name):
+    """By how many standard errors each member lies below what it is compared with, (members,)."""
+    return -(arrays[f"{name}/value"] / arrays[f"{name}/error"]).ravel()
+
+
+def _prompts(config, arrays):
+    few = {name.removeprefix("prompts/"): a for name, a in arrays.items() if name.startswith("prompts/")}
+    reference = config.levels.index(REFERENCE)
+    fitted = lambda name, limit: coefficient(few[name], few[limit], config.pool)[:, reference].ravel()  # noqa: E731
+    check = partial(verify.agreement, margin=config.coefficient, relative=True)
+    b = few["b"][:, reference].ravel()
+    sides = [(fitted("excess", "limit"), b), (fitted("similar", "similar_limit"), b)]
+    statement = f"the fitted coefficient of 1/M of zero-shot classification by M prompts is b, p = {REFERENCE}"
+    found = _pair(check, "LT.prompts", statement, DERIVED, *sides, "similarities averaged")
+    check = partial(verify.separation, margin=config.average)
+    sides = [(np.log(few["similar"][..., m]).ravel(), np.log(few["excess"][..., m]).ravel()) for m in (-1, 0)]
+    statement = "with many prompts, averages of similarities lose more than averages of exponentials (logarithms)"
+    return found + _pair(check, "LT.average", statement, DERIVED, *sides, "one prompt, of which there is no average")
+
+
+def coefficient(excess: np.ndarray, limit: np.ndarray, pool: int) -> np.ndarray:
+    """Slope of the excess (..., counts) against 1/M - 1/Q through that of the pool, from `ASYMPTOTIC` prompts on."""
+    m = np.array(prompt_counts(pool))
+    kept = m >= ASYMPTOTIC
+    x = 1 / m[kept] - 1 / pool
+    return ((excess[..., kept] - limit[..., None]) @ x) / np.sum(x**2)
+
+
+def _shift(config, arrays):
+    tasks, found = measured_tasks(arrays), []
+    below = partial(verify.bound, limit=config.floor)
+    floors, follows = {}, {}
+    for what in ("excess", "over"):
+        names = [f"shift/{kind}/{what}/{task}" for kind in KINDS for task in tasks]
+        value, error = (np.concatenate([arrays[f"{name}/{end}"] for name in names], axis=1) for end in ENDS)
+        floors[what] = -(value / error).ravel()
+        of_standard = np.concatenate([np.arange(arrays[f"{name}/value"].shape[1]) == STANDARD for name in names])
+        follows[what] = ((value - config.follow) / error)[:, of_standard].ravel()
+    statement = "no trained risk under a shift of p lies below the Bayes risk of the samples by more than 4 errors"
+    sides = [(floors["excess"],), (floors["over"],)]
+    found += _pair(below, "LT.shift.floor", statement, DERIVED, *sides, "the Bayes answers of the p of training")
+    statement = (
+        f"no standard member loses {config.follow} more than Bayes with the p of training, by more than 4 errors"
+    )
+    sides = [(follows["over"],), (follows["excess"],)]
+    return found + _pair(below, "LT.shift.follow", statement, SOURCE, *sides, "Bayes with the p of the samples")
+
+
+ENDS = ("value", "error")
+
+
+def _pair(check, name, statement, source, claimed, controlled, why):
+    """A claim and its control: the same check on other measurements."""
+    return [
+        check(verify.Claim(name, statement, source), *claimed),
+        check(verify.Claim(f"{name}.control", f"{statement}; {why}", source, "control", name), *controlled),
+    ]
