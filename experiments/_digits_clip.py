@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._training import finished
 from theorykit import data, encoders, similarity, training
 
 
@@ -58,7 +59,7 @@ def train(config, pair, x, y, candidates, *, steps, seed):
     x, y : (members, n, d) training pairs; candidates : (members,) K, the batch is cut into groups of K pairs.
     """
     members, n = x.shape[:2]
-    done = training.train(
+    run = training.train(
         _objective(pair),
         _start(pair, jax.random.split(jax.random.key(seed, impl="rbg"), members), x[0, :1], y[0, :1]),
         # Rows lead; the number of candidates is repeated for each of them.
@@ -69,11 +70,8 @@ def train(config, pair, x, y, candidates, *, steps, seed):
         key=jax.random.key(seed + 1),
         metrics=_parameters,
         metric_steps=steps,
-        progress=False,
     )
-    if done.status != "finished":
-        raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
-    return jax.device_get(done.metrics)
+    return jax.device_get(finished(run, "the training").metrics)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -61,6 +61,7 @@ from experiments._clip_encoders import (
     states,
 )
 from experiments._side_by_side import one_object
+from experiments._training import LONG, finished
 from theorykit import training
 from theorykit.surrogate import hierarchy
 
@@ -174,20 +175,23 @@ def train_clip(
         counts = jnp.broadcast_to(jnp.asarray(image.shape[1] if counts is None else counts, jnp.int32), (members,))
         _check_counts(counts.tolist(), counts_of_candidates, image.shape[1])
         data |= {"image": image, "text": text, "count": counts}
+    loss, rows = _loss(size, head, guided, same), to_rows(start(size, head, keys) if params is None else params)
+    optimizer, augment = _optimizer(size.learning_rate, size.warm_up, steps), _batches(size, guided, stored)
+    if members * steps >= LONG:
+        training.check_memory(loss, rows, data, optimizer=optimizer, augment=augment)
     done = training.train(
-        _loss(size, head, guided, same),
-        to_rows(start(size, head, keys) if params is None else params),
+        loss,
+        rows,
         data,
-        optimizer=_optimizer(size.learning_rate, size.warm_up, steps),
+        optimizer=optimizer,
         steps=steps,
         key=jax.random.key(0),  # of the steps; what a member draws follows from its own key as well
-        augment=_batches(size, guided, stored),
+        augment=augment,
         metrics=None if metrics is None else _of_rows(metrics, size, head),
         metric_steps=metric_steps,
         **options,
     )
-    if done.status != "finished":
-        raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
+    done = finished(done, "the training of CLIP pairs", options.get("checkpoint"))
     return done._replace(params=_of_rows(_itself, size, head)(done.params))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from experiments._side_by_side import BRIEFLY
+from experiments._training import finished
 from theorykit import _random, encoders, similarity, training
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.risk import optimal_score
@@ -183,7 +184,7 @@ def trained(config):
         "noise": jnp.repeat(jnp.asarray(NOISES), config.seeds),
     }
     untrained = _start(jax.random.split(jax.random.key(3, impl="rbg"), len(data["rho"])))
-    done = training.train(
+    run = training.train(
         _loss,
         untrained,
         data,
@@ -193,8 +194,7 @@ def trained(config):
         augment=_fresh,
         progress=False,
     )
-    if done.status != "finished":
-        raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
+    done = finished(run, "the training")
     values = jax.jit(partial(_evaluate, config), compiler_options=BRIEFLY)(done.params, untrained, data)
     by_seed = lambda v: np.asarray(v).reshape(len(TRAINED_AT), config.seeds, *v.shape[1:]).swapaxes(0, 1)  # noqa: E731
     return {f"trained/{name}": by_seed(value) for name, value in values.items()}

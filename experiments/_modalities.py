@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments._training import finished
 from theorykit import data, encoders, evaluate, losses, similarity, training
 from theorykit.ntk import infinite
 from theorykit.spectral import cca, compare, pca
@@ -77,9 +78,7 @@ def train(encoder, loss: str, a, b, rate: float, steps: list[int]):
         metric_steps=steps,
         progress=False,
     )
-    if done.status != "finished":
-        raise RuntimeError(f"{loss} training diverged after {done.steps} steps: lower its rate")
-    found = jax.device_get(done.metrics)
+    found = jax.device_get(finished(done, f"{loss} training").metrics)
     return [(jax.tree.map(lambda leaf, m=m: leaf[m], found), start) for m in range(len(steps))]
 
 

@@ -29,6 +29,7 @@ import scipy.special
 from experiments import _hierarchy_exact
 from experiments._hierarchy_clip import sum_over_members
 from experiments._side_by_side import one_object
+from experiments._training import finished
 from theorykit import encoders, similarity, training
 from theorykit.surrogate import downstream, hierarchy, information_loss, risk
 from theorykit.surrogate.hierarchy import Hierarchy
@@ -160,7 +161,7 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
     samples : (image, text), (members, n, T); counts : (members,), powers of two, of those that are used.
     gates : (members, 2) of the blocks, for transformers.
     """
-    done = training.train(
+    run = training.train(
         _objective(kind, config),
         _start(kind, config, keys),
         (samples, counts, gates, jax.random.key_data(keys)),
@@ -170,11 +171,8 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
         augment=_batches(config),
         metrics=_parameters,
         metric_steps=steps,
-        progress=False,
     )
-    if done.status != "finished":
-        raise RuntimeError(f"training diverged after {done.steps} steps: lower learning_rate")
-    return jax.device_get(done.metrics)
+    return jax.device_get(finished(run, "the training").metrics)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

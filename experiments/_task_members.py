@@ -14,6 +14,7 @@ import numpy as np
 from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_models as models
+from experiments._training import checkpoints
 
 VARIANTS = ("standard", "guided", "shallow", "joint")  # a Config names the first few
 
@@ -88,6 +89,7 @@ def train_pairs(config, seed):
         guidance=variant.guidance if "guided" in config.variants else None,
         gates=variant.gates,
         mesh=_mesh(len(keys)),
+        **checkpoints(f"pairs-{seed}-training", len(keys) * config.pair_steps),
     )
     return np.asarray(clip.to_rows(run.params))
 
@@ -111,5 +113,6 @@ def train_network(config, seed, task, pairs):
         config.steps,
         compile_only=pairs is None,
         mesh=_mesh(len(keys)),
+        **({} if pairs is None else checkpoints(f"{task}-{seed}-training", len(keys) * config.steps)),
     )
     return np.asarray(rows)

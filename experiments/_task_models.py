@@ -34,6 +34,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import _hierarchy_clip as clip
 from experiments._side_by_side import BRIEFLY, one_object
+from experiments._training import finished
 from theorykit import encoders, training
 from theorykit.surrogate import hierarchy
 
@@ -238,9 +239,4 @@ def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, 
     # Of the steps; what a member draws follows from its own key as well.
     key = jax.random.key(0)
     run = training.train(*arrays, steps=0 if compile_only else steps, key=key, **settings, **options)
-    if run.status != "finished":
-        raise RuntimeError(
-            f"training of {task} diverged after {run.steps} of {steps} updates; the ensembles finished before are kept "
-            "in the results store, nothing of this one: lower learning_rate"
-        )
-    return run.params
+    return finished(run, f"the training of {task}", options.get("checkpoint")).params

@@ -108,7 +108,7 @@ PRESETS = {
         levels=(0.2,),
         shifted=(0.05, 0.2),
         seeds=7,
-        pair_steps=400,
+        pair_steps=450,
         samples=2048,
     ),
     "quick": Config(),

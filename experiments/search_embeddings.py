@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from experiments import _search
 from experiments._side_by_side import BRIEFLY, side_by_side
+from experiments._training import finished
 from theorykit import data, encoders, evaluate, losses, results, search, training, verify
 from theorykit.similarity import cosine
 
@@ -138,8 +139,7 @@ def _digits(config, seed):
         augment=_two_views,
         progress=False,
     )
-    if learnt.status != "finished":
-        raise RuntimeError(f"training diverged after {learnt.steps} steps: lower the rate")
+    finished(learnt, "the training of the encoder")
     mean = np.mean(base[0], axis=0)
     axes = np.linalg.svd(np.asarray(base[0]) - mean, full_matrices=False)[2][: config.features].T
     embed = {

@@ -102,7 +102,6 @@ def _train(config, size, p):
         candidates=np.repeat(TRAINED, config.seeds),
         metrics=_parameters,
         metric_steps=config.checkpoints,
-        progress=False,
     )
     # After the checkpoints the control: the text encoder of the first with the image encoder of the last.
     after = jax.tree.map(lambda a: a[-1:], done.metrics) | {"text": jax.tree.map(lambda a: a[:1], done.metrics["text"])}

@@ -1,0 +1,25 @@
+"""What experiments ask of a training run: that it ends, and that a long one can go on where it was killed."""
+
+from theorykit import results, training
+
+# Updates between checkpoints: minutes at the sizes that have any.
+EVERY = 1000
+# Updates of all members together from which on a run takes minutes: checkpoints and an estimate of memory are due.
+LONG = 100_000
+
+
+def finished(run: training.Run, what: str, folder=None) -> training.Run:
+    """The run; an error with its step, and where the last good state is, if it diverged."""
+    if run.status != "finished":
+        kept = f"the last good state is in {folder}" if folder else "nothing of it is kept"
+        raise RuntimeError(
+            f"{what} diverged: update {run.steps + 1} would have led to numbers that are not finite; {kept}. "
+            "Lower the learning rate"
+        )
+    return run
+
+
+def checkpoints(label: str, updates: int) -> dict:
+    """Arguments of `training.train` by which a run of many updates resumes after a kill; none for a short one."""
+    folder = results.folder(label) if updates >= LONG else None
+    return {} if folder is None else {"checkpoint": folder, "checkpoint_every": EVERY}
