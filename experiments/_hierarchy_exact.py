@@ -1,10 +1,9 @@
 """Exact losses of tables of scores on the enumerated joints of small hierarchies.
 
-    exact(joint, table, candidates, alphabet)   losses of one table, to be called inside `jax.jit`
-    exact_tables(hs, tables, candidates)        NumPy arrays (members, tables, ...) of all, in float64 unless told
+    exact_tables(hs, tables, candidates)        NumPy arrays (members, tables, ...), in float64 unless told
 
-with joint, table (nx, ny) in the order of `hierarchy.enumerate_joint`, candidates a tuple of K, hs a Hierarchy
-(members, ...) and tables (members, tables, nx, ny), such as `_hierarchy_clip.score_table`. By name, in nats:
+with hs a Hierarchy (members, ...), tables (members, tables, nx, ny) in the order of `hierarchy.enumerate_joint`, such
+as those of `_hierarchy_clip.score_table`, and candidates a tuple of K. By name, in nats:
 
     risk, excess       (counts,) R_K and Excess_K, both directions added: the loss of `train_clip`, and what training
                        can take off it
@@ -12,8 +11,8 @@ with joint, table (nx, ny) in the order of `hierarchy.enumerate_joint`, candidat
     forward, reverse   S^{y|x} and S^{x|y}
     tokens             (T,) excess of every next token of the text given the image; their sum is S^{y|x}
     zero_shot          excess log-loss of the first text leaf as label of the image, at most S^{y|x}
-    zero_shot_root     only from `exact_tables`: the same of the root, which is no function of the text
-    ceiling, floor     the largest of r and w, and the least of w
+    zero_shot_root     the same of the root, which is no function of the text
+    ceiling, floor     the largest of r and of w, and the least of w, where w is that of either direction
     information        I(X; Y), the S^{y|x} of a constant score
 """
 
@@ -44,22 +43,10 @@ def in_precision(hs, dtype):
     return jax.tree.map(cast, hs)
 
 
-@jax.jit
-def joints(hs):
-    """P(x, y) of each member, (members, nx, ny)."""
-    return jax.lax.map(hierarchy.enumerate_joint, hs)
-
-
-def exact(joint, table, candidates, alphabet):
-    """Losses of one table, see above."""
-    scores = jnp.stack([table, risk.optimal_score(joint)])
-    value, least = jax.lax.map(lambda score: _risks(joint, score, candidates), scores)
-    return _losses(joint, table, alphabet, value, least)
-
-
 def _losses(joint, table, alphabet, value, least):
     tokens = round(math.log(joint.shape[1], alphabet)) * (alphabet,)
-    ceiling, inverse_floor = bounds.extremes(joint, table)
+    # What is claimed of both directions needs the extremes of both: w normalises over x or over y.
+    ceilings, inverse_floors = zip(bounds.extremes(joint, table), bounds.extremes(joint.T, table.T), strict=True)
     return {
         "risk": value,
         "excess": value - least,
@@ -68,8 +55,8 @@ def _losses(joint, table, alphabet, value, least):
         "reverse": surrogate.sufficiency(joint.T, table.T),
         "tokens": downstream.next_token(joint, table, tokens).excess,
         "zero_shot": downstream.zero_shot(first_leaf(joint, alphabet), joint, table).log_loss.excess,
-        "ceiling": ceiling,
-        "floor": 1 / inverse_floor,
+        "ceiling": jnp.maximum(*ceilings),
+        "floor": 1 / jnp.maximum(*inverse_floors),
         "information": mutual_information(joint),
     }
 

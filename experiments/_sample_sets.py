@@ -8,7 +8,7 @@ Laws are joints P(x, y) of configurations of leaves, enumerated, with image and 
     star       trees of depth 1 with as many leaves, and the p at which a leaf says as much of the root on average:
                all leaves are independent given the root
 
-    unmatched  the hierarchy, with images and texts of different samples
+    unmatched  the hierarchy, with texts of an independent sample
     fixed      the hierarchy with all leaves in one other order: a symmetry
 
 A member of an ensemble is an encoder pair with stored samples of its own, of which it uses the first `count`.
@@ -27,11 +27,11 @@ import scipy.optimize
 import scipy.special
 
 from experiments import _hierarchy_exact
-from experiments._hierarchy_clip import sum_over_members
+from experiments._hierarchy_clip import shuffled_rows, sum_over_members
 from experiments._side_by_side import one_object
-from experiments._training import finished
+from experiments._training import LONG, checkpoints, finished
 from theorykit import encoders, similarity, training
-from theorykit.surrogate import downstream, hierarchy, information_loss, risk
+from theorykit.surrogate import downstream, hierarchy, risk
 from theorykit.surrogate.hierarchy import Hierarchy
 
 LAWS = ("hierarchy", "permuted", "star", "unmatched", "fixed")
@@ -47,15 +47,21 @@ class World(NamedTuple):
     key : PRNG key of its networks.
     joints, samples : by law
         (nx, ny) the law that is tested, and (image, text), (n, T) each.
-    star_noise, root_leaf
-        p of the star, and I(root; leaf) of hierarchy and star.
     """
 
     key: jax.Array
     joints: dict[str, np.ndarray]
     samples: dict[str, tuple[np.ndarray, np.ndarray]]
-    star_noise: float
-    root_leaf: tuple[float, float]
+
+
+def check(config) -> None:
+    """Whether groups of K pairs hold K different ones, and nothing is left over."""
+    wrong = [n for counts in config.samples.values() for n in counts if n < CANDIDATES or n & (n - 1)]
+    if wrong:
+        raise ValueError(f"numbers of samples are {wrong}: give powers of two, at least {CANDIDATES}")
+    for name in ("batch", "validation"):
+        if (size := getattr(config, name)) < 1 or size % CANDIDATES:
+            raise ValueError(f"{name} is {size}: give a multiple of the {CANDIDATES} pairs of a group")
 
 
 # Laws -----------------------------------------------------------------------------------------------------------------
@@ -63,25 +69,24 @@ class World(NamedTuple):
 
 def world(config, seed: int) -> World:
     """Kernels, joints and samples of a seed: for training first, as many as the largest n, then for validation."""
-    for_kernels, for_tree, for_star, for_networks = jax.random.split(jax.random.key(70 + seed), 4)
-    tree, star, p = hierarchies(config, for_kernels)
+    for_kernels, for_tree, for_star, for_others, for_networks = jax.random.split(jax.random.key(70 + seed), 5)
+    tree, star = hierarchies(config, for_kernels)
     n = config.validation + max(max(counts) for counts in config.samples.values())
     # Whatever takes no key is done by NumPy, which has nothing to compile.
-    (image, text), of_star = (
+    (image, text), of_star, (_, others) = (
         [np.asarray(leaves) for leaves in hierarchy.sample(h, key, n)[1:]]
-        for h, key in ((tree, for_tree), (star, for_star))
+        for h, key in ((tree, for_tree), (star, for_star), (tree, for_others))
     )
     rng = np.random.default_rng(seed)
     fixed = rng.permutation(image.shape[1])
     fresh = [rng.permuted(leaves, axis=1) for leaves in (image, text)]
-    unmatched, reordered_too = (image, np.roll(text, 1, axis=0)), (image[:, fixed], text[:, fixed])
+    unmatched, reordered_too = (image, others), (image[:, fixed], text[:, fixed])
     samples = ((image, text), fresh, of_star, unmatched, reordered_too)
     joint, joint_of_star = (_joint(h) for h in (tree, star))
     fresh_law, fixed_law = permuted(joint, config.alphabet), reordered(joint, config.alphabet, fixed)
     joints = (joint, fresh_law, joint_of_star, joint, fixed_law)
-    known = tuple(root_leaf_information(h) for h in (tree, star))
     by_law = (dict(zip(LAWS, part, strict=True)) for part in (joints, samples))
-    return World(for_networks, *by_law, p, known)
+    return World(for_networks, *by_law)
 
 
 def _joint(h):
@@ -107,7 +112,7 @@ def hierarchies(config, key):
     star = lambda p: Hierarchy(*((1 - p) * a + p * b for a, b in zip(*ends, strict=True)))  # noqa: E731
     wanted = root_leaf_information(tree)
     p = scipy.optimize.brentq(lambda p: root_leaf_information(star(p)) - wanted, 0.0, 1.0)
-    return tree, draw(p), p
+    return tree, draw(p)
 
 
 def root_leaf_information(h: Hierarchy) -> float:
@@ -161,18 +166,26 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
     samples : (image, text), (members, n, T); counts : (members,), powers of two, of those that are used.
     gates : (members, 2) of the blocks, for transformers.
     """
+    for_weights, for_batches = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in range(2))
+    loss, params = _objective(kind, config), _start(kind, config, for_weights)
+    data = (samples, counts, gates, jax.random.key_data(for_batches))
+    optimizer, augment, updates = _optimizer(config.learning_rate, steps[-1]), _batches(config), len(keys) * steps[-1]
+    if updates >= LONG:
+        training.check_memory(loss.seen, params, data, optimizer=optimizer, augment=augment)
+    kept = checkpoints(f"{kind}-training", updates)
     run = training.train(
-        _objective(kind, config),
-        _start(kind, config, keys),
-        (samples, counts, gates, jax.random.key_data(keys)),
-        optimizer=_optimizer(config.learning_rate, steps[-1]),
+        loss,
+        params,
+        data,
+        optimizer=optimizer,
         steps=steps[-1],
         key=jax.random.key(0),  # of the steps; members have their own as well
-        augment=_batches(config),
+        augment=augment,
         metrics=_parameters,
         metric_steps=steps,
+        **kept,
     )
-    return jax.device_get(finished(run, "the training").metrics)
+    return jax.device_get(finished(run, "the training", kept.get("checkpoint")).metrics)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -225,9 +238,7 @@ def _clip(za, zb):
 @one_object
 def _batches(config):
     def one(step, sample, count, key):
-        first, stride = jax.random.randint(jax.random.fold_in(jax.random.wrap_key_data(key), step), (2,), 0, count)
-        # An odd stride is prime to a power of two: a group holds no sample twice, and no negative is the positive.
-        rows = (first + (2 * stride + 1) * jnp.arange(config.batch, dtype=jnp.int32)) % count
+        rows = shuffled_rows(jax.random.fold_in(jax.random.wrap_key_data(key), step), count, config.batch)
         return tuple(leaves[rows] for leaves in sample)
 
     def draw(key, data):
@@ -258,7 +269,7 @@ def validation(za, zb):
 
 @partial(jax.jit, static_argnums=2)
 def exactly(joints, tables, alphabet, least):
-    """Excess among K (both directions), S (both) and the excess of zero-shot labels of tables (members, nx, ny).
+    """Excess among K (both directions) and the excess of zero-shot labels of tables (members, nx, ny).
 
     least : (members,), the risks among K of the best scores.
     """
@@ -267,8 +278,7 @@ def exactly(joints, tables, alphabet, least):
         joint, score, least = instance
         labels = _hierarchy_exact.first_leaf(joint, alphabet)
         excess = risk.contrastive_risk(joint, score, CANDIDATES, side="both") - least
-        lost = information_loss.sufficiency(joint, score, side="both")
-        return jnp.stack([excess, lost, downstream.zero_shot(labels, joint, score).log_loss.excess])
+        return jnp.stack([excess, downstream.zero_shot(labels, joint, score).log_loss.excess])
 
     return jax.lax.map(one, (joints, tables, least))
 
@@ -282,6 +292,11 @@ def score_table(kind, config, params, gates):
 @jax.jit
 def _tables(za, zb):
     return jax.vmap(partial(similarity.pairwise, similarity.dot))(za, zb)
+
+
+def constant_risk() -> float:
+    """Risk among K, both directions, of a constant score."""
+    return 2 * np.log(CANDIDATES)
 
 
 @jax.jit

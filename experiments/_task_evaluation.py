@@ -15,11 +15,10 @@ import numpy as np
 from experiments import _hierarchy_clip as clip
 from experiments import _task_models as models
 from experiments import _task_prompts as prompts
-from theorykit import similarity
 from theorykit.surrogate import hierarchy
+from theorykit.surrogate._zero_shot import _classes
 
 CANDIDATES = 4
-BLOCKS = 32  # of samples, whose means are the replicates of statements on given members
 
 
 class Cell(NamedTuple):
@@ -44,19 +43,12 @@ class Cell(NamedTuple):
 
 def contrastive(f, g):
     """Loss of each group of `CANDIDATES` pairs from embeddings (n, F), as in `hierarchy.bayes_losses`."""
-    f, g = (z.reshape(-1, CANDIDATES, z.shape[1]) for z in (f, g))
-    scores = jax.vmap(functools.partial(similarity.pairwise, similarity.log_softmax_product))(f, g)
-    sums = sum(jax.scipy.special.logsumexp(scores, axis=axis) for axis in (1, 2))
-    return jnp.mean(sums - 2 * jnp.diagonal(scores, axis1=1, axis2=2), axis=1)
+    return clip.clip_in_groups(models.HEAD, CANDIDATES, 0.0, f, g)
 
 
 def classes(h):
     """P(c), the law of the first leaf of a text."""
-    symbols = h.text.shape[-1]
-    law = jnp.full(symbols, 1 / symbols)  # of the root
-    for layer in h.text:
-        law = jnp.matmul(law, layer[0], precision="highest")
-    return law
+    return _classes(h)
 
 
 def classify(f, prompts, prior):
@@ -132,7 +124,7 @@ def _split(task, losses):
 def differences(found, tasks, reference="bayes"):
     """Paired excesses of trained members over Bayes, by `hierarchy.paired_excess`.
 
-    <task>/value, <task>/error (cells, variants), <task>/blocks (blocks, cells, variants).
+    <task>/value, <task>/error (cells, variants).
     """
     summary = {}
     for task in tasks:
@@ -143,11 +135,4 @@ def differences(found, tasks, reference="bayes"):
         ]
         summary[f"{task}/value"] = np.array([[float(e.value) for e in row] for row in pairs])
         summary[f"{task}/error"] = np.array([[float(e.standard_error) for e in row] for row in pairs])
-        summary[f"{task}/blocks"] = blocks(trained - bayes[:, None])
     return summary
-
-
-def blocks(values):
-    """Means over consecutive samples, (..., n) -> (blocks, ...)."""
-    values = np.asarray(values, np.float64)
-    return np.moveaxis(values.reshape(*values.shape[:-1], BLOCKS, -1).mean(axis=-1), -1, 0)

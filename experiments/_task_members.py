@@ -16,7 +16,13 @@ from experiments import _task_evaluation as evaluation
 from experiments import _task_models as models
 from experiments._training import checkpoints
 
-VARIANTS = ("standard", "guided", "shallow", "joint")  # a Config names the first few
+VARIANTS = ("standard", "guided", "shallow", "joint")  # a Config names the first few, see `check_variants`
+
+
+def check_variants(variants):
+    """Raise ValueError unless these are the first of `VARIANTS`: arrays and parameters are indexed by that order."""
+    if not variants or tuple(variants) != VARIANTS[: len(variants)]:
+        raise ValueError(f"variants are {tuple(variants)}: give the first one or more of {VARIANTS}, in this order")
 
 
 def pairs_of(config):
@@ -47,6 +53,7 @@ def members(config, seed, variants):
 
 def _variant(config, name):
     gates = jnp.zeros(config.blocks).at[0].set(1.0) if name == "shallow" else jnp.ones(config.blocks)
+    # Guidance 1: plain sum of two losses, both of order one; never tuned.
     return models.Variant(*(jnp.asarray(name == which, jnp.float32) for which in ("guided", "joint")), gates)
 
 

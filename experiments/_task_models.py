@@ -17,7 +17,7 @@ What may differ between members of one program: keys, hierarchies, and the numbe
     guidance   weight of the message-supervised loss: the cross-entropy of linear read-outs of the states after block
                b < B, at each leaf, with the upward message of the leaf's ancestor in layer L - ceil(b L / B): the law
                of the ancestor given the leaves below it that the task has shown so far, under a uniform prior. The
-               last block is supervised by the task itself.
+               last block is supervised by the task itself. The weight of guided members is 1, see `_task_members`.
     gates      (B,) of the residual branches of each block, of encoder and network
 
 Source: Oko, Lin, Cai, Mei (arXiv 2501.04641) for the tasks and the kinds of training.
@@ -63,7 +63,7 @@ def network(size: clip.Size, task: str) -> encoders.TokenTransformer:
         heads=size.heads,
         mlp_ratio=size.mlp_ratio,
         parametrisation="standard",
-        prefix=None if denoising else 1,
+        prefix=None if denoising else 0,
     )
 
 

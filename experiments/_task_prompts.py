@@ -18,8 +18,8 @@ def curves(truth, prior, f, g):
     """Excesses of members against M = 1, 2, 4, ... `FEWEST`-th of the pool; truth (n, S) is ln P(c|x), prior P(c).
 
     f (variants, n, F) and g (variants, S, Q, F) are embeddings of images and prompts. excess, similar (variants,
-    counts): with the average of exponentials and of similarities; limit, similar_limit: of the whole pool; b, first
-    (variants,): b_Q, and b_Q without its second term.
+    counts): with the average of exponentials and of similarities; limit, similar_limit: of the whole pool; b
+    (variants,): b_Q.
     """
     return jax.lax.map(lambda member: _curves(truth, prior, *member), (f, g))
 
@@ -46,7 +46,7 @@ def _curves(truth, prior, f, g):
     excess = jnp.stack([_excess(truth, prior, jnp.log(_sets(w, m))) for m in sizes])
     similar = jnp.stack([_excess(truth, prior, _sets(score, m)) for m in sizes])
     found = {"excess": excess[:-1], "limit": excess[-1], "similar": similar[:-1], "similar_limit": similar[-1]}
-    return found | {"b": first - second, "first": first}
+    return found | {"b": first - second}
 
 
 def _sets(values, m):

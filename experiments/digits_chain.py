@@ -26,6 +26,11 @@ The excess has the second property too, see `bounds.ceiling_factor`. Without the
 measurement, with few candidates says little of retrieval among many. Labels of left halves are found zero-shot, with
 right halves of training rows as prompts.
 
+The weight decay was chosen by looking at R_N of held-out halves, on all folds: claims on trained encoders are not blind
+to these rows, and say so. The bounds hold whatever the scores. Whether averaging exponentials over prompts beats
+averaging similarities is drawn and not claimed: no broken assumption was found with which these folds decide that it
+does not.
+
 Controls: scores trained on unmatched pairs, permuted labels, raw risks for excesses, C = 1, candidates of distinct
 labels, outer columns of pixels instead of the lower half, few candidates instead of many.
 
@@ -50,6 +55,7 @@ CLASSES = 10
 LABELLED = ("whole", "lower half dropped", "outer columns dropped", "permuted")
 MATCHED, UNMATCHED = "K=64", "unmatched"  # with as many candidates
 ESTIMATE = "on held-out digits, an estimate with an interval over folds"
+CHOSEN = f"{ESTIMATE}; the weight decay was chosen on these rows"
 EXACT = "exactly on the empirical law of each fold's held-out digits"
 
 
@@ -62,7 +68,7 @@ class Config:
     features: int = 32
     batch: int = 64
     learning_rate: float = 3e-3
-    decay: float = 0.5  # of weights: with less, scores overfit and R_N of many candidates rises again
+    decay: float = 0.5  # of weights, chosen on held-out R_N: with less, R_N of many candidates rises again
     labelled_steps: tuple[int, ...] = (0, 10, 20, 40, 80, 160, 320, 640)
     halves_steps: int = 800
     trained_with: tuple[int, ...] = (2, 8, 64)  # candidates, on halves
@@ -73,13 +79,22 @@ class Config:
     penalty: float = 3e-3  # of linear probes
     bootstrap: int = 400
     identity: float = results.threshold(1e-10, "the accuracy asked for of identities in float64; roundings are 1e-14")
-    groups: float = results.threshold(0.1, "nats; a quarter of what labels that cannot collide take off L1 at K = 8")
-    dropped: float = results.threshold(0.05, "nats; several times the change that outer columns make by chance")
-    probe: float = results.threshold(0.1, "nats, of 2.3 by chance; probes have a penalty, and few rows")
-    information: float = results.threshold(0.05, "nats beyond H(label); any number above zero would do")
-    gain: float = results.threshold(0.1, "nats; a tenth of the risk of retrieval among 64")
-    average: float = results.threshold(0.05, "nats; a tenth of the log-loss")
-    chance: float = results.threshold(0.2, "as much again above the chance of a tenth, and a bit for unequal classes")
+    groups: float = results.threshold(
+        0.1, "nats; a quarter of what labels that cannot collide take off L1 at K = 8; set after a first run"
+    )
+    dropped: float = results.threshold(
+        0.05, "nats; several times the change that outer columns make by chance; set after a first run"
+    )
+    probe: float = results.threshold(
+        0.1, "nats, of 2.3 by chance; probes have a penalty, and few rows; set after a first run"
+    )
+    information: float = results.threshold(
+        0.05, "nats beyond H(label); any number above zero would do; set after a first run"
+    )
+    gain: float = results.threshold(0.1, "nats; a tenth of the risk of retrieval among 64; set after a first run")
+    chance: float = results.threshold(
+        0.2, "as much again above the chance of a tenth, and a bit for unequal classes; set after a first run"
+    )
 
 
 PRESETS = {
@@ -128,7 +143,6 @@ def _labelled(config):
         zero_shot[v, f, m] = clip.classified(tables[v, f, m] + np.log(_frequency(own[f])), own[f])[0]
     for v, variant in enumerate(LABELLED):
         found[f"labelled/zero_shot/{variant}"] = zero_shot[v].mean(axis=-1)
-        found[f"interval/sufficiency/{variant}"] = _interval(config, np.moveaxis(zero_shot[v], 1, -1))
     found["labelled/unweighted"] = np.array(
         [clip.classified(t[-1], c)[0].mean() for t, c in zip(tables[0], own, strict=True)]
     )
@@ -231,8 +245,9 @@ def _halves(config):
         log_loss, error = (np.stack(part) for part in zip(*losses, strict=True))
         found |= {f"halves/loss/{variant}": log_loss.mean(axis=1), f"halves/error/{variant}": error.mean(axis=1)}
         found |= {f"interval/loss/{variant}": _interval(config, log_loss)}
-    for v in (count - 2, count - 1):
-        found |= _zero_shot(config, folds, variants[v], shown[v])
+    averages = ("exponentials", "similarities")
+    for v, drawn in ((count - 2, averages), (count - 1, averages[:1])):
+        found |= _zero_shot(config, folds, variants[v], shown[v], drawn)
     last = slice((count - 2) * len(folds), (count - 1) * len(folds))
     probes = _probes(config, folds, np.asarray(own)[last], np.asarray(zx)[last])
     return found | {f"halves/probe/{name}": value for name, value in probes.items()}
@@ -243,15 +258,15 @@ def _variants(config):
     return (*(f"K={k}" for k in config.trained_with), UNMATCHED)
 
 
-def _zero_shot(config, folds, variant, tables):
+def _zero_shot(config, folds, variant, tables, averages):
     """Labels of left halves by right halves of training rows: (folds, M) by average, and with all of them."""
     labels = data.digits().labels
-    found = {f"halves/prompts/{average}/{variant}": [] for average in ("exponentials", "similarities")}
+    found = {f"halves/prompts/{average}/{variant}": [] for average in averages}
     rows, hits = [], []
     for seed, (fold, table) in enumerate(zip(folds, tables, strict=True)):
         known, own = labels[fold.train], labels[fold.heldout]
         classify = partial(clip.by_prompts, table, known, own, _frequency(known))
-        for average in ("exponentials", "similarities"):
+        for average in averages:
             # The same prompts for both averages.
             rng = np.random.default_rng(seed)
             losses = [[classify(average, m, rng)[0].mean() for m in config.prompts] for _ in range(config.draws)]
@@ -319,7 +334,7 @@ def _labelled_verdicts(config, arrays):
 
     apart = partial(verify.separation, margin=config.dropped)
     losses = {variant: at("zero_shot", variant)[:, -1] for variant in LABELLED}
-    statement = f"labelled digits: an encoder that does not see the lower half has a larger S, {ESTIMATE}"
+    statement = f"labelled digits: an encoder that does not see the lower half has a larger S, {CHOSEN}"
     sides = [(losses[v], losses["whole"]) for v in LABELLED[1:3]]
     return found + _pair(apart, "dropped", statement, OKO, sides[0], ("that does not see the outer columns", sides[1]))
 
@@ -335,12 +350,10 @@ def _halves_verdicts(config, arrays):
     known = {variant: np.log(n) - value for variant, value in loss.items()}
     labels = data.digits().labels
     entropy = scipy.stats.entropy(_frequency(labels))
-    few = config.negatives.index(8)
-    sides = [(v, np.full(len(v), entropy)) for v in (known[best][:, -1], known[best][:, few], known[none][:, -1])]
-    statement = f"halves: I >= ln {n[-1]} - R_{n[-1]} > H(label), the halves share more than the digit, {ESTIMATE}"
+    sides = [(known[v][:, -1], np.full(len(known[v]), entropy)) for v in (best, none)]
+    statement = f"halves: I >= ln {n[-1]} - R_{n[-1]} > H(label), the halves share more than the digit, {CHOSEN}"
     apart = partial(verify.separation, margin=config.information)
-    controls = ("9 candidates, whose cap is ln 9", sides[1]), ("trained on unmatched pairs", sides[2])
-    found = _pair(apart, "information", statement, OORD, sides[0], *controls)
+    found = _pair(apart, "information", statement, OORD, sides[0], ("trained on unmatched pairs", sides[1]))
 
     errors = np.concatenate([arrays[f"halves/error/{v}"].ravel() for v in loss])
     limits = [np.concatenate([w.ravel() for w in part]) / np.log(2) for part in (loss.values(), _first(loss))]
@@ -357,20 +370,14 @@ def _halves_verdicts(config, arrays):
     apart = partial(verify.separation, margin=config.gain)
     many = config.negatives.index(64)
     sides = [(loss[f"K={config.trained_with[0]}"][:, at], loss[best][:, at]) for at in (many, 0)]
-    statement = f"halves: training with 64 candidates instead of 2 lowers R_65, {ESTIMATE}"
+    statement = f"halves: training with 64 candidates instead of 2 lowers R_65, {CHOSEN}"
     found += _pair(apart, "trained_with", statement, OORD, sides[0], ("R_2", sides[1]))
-
-    apart = partial(verify.separation, margin=config.average)
-    averages = [arrays[f"halves/prompts/{a}/{best}"] for a in ("similarities", "exponentials")]
-    sides = [tuple(a[:, at] for a in averages) for at in (-1, 0)]
-    statement = f"halves: averaging exponentials over {config.prompts[-1]} prompts beats similarities, {ESTIMATE}"
-    found += _pair(apart, "average", statement, OKO, sides[0], ("one prompt", sides[1]))
 
     apart = partial(verify.separation, margin=config.chance)
     sides = [
         (v, np.full(len(v), _frequency(labels).max())) for v in (arrays[f"halves/accuracy/{w}"] for w in (best, none))
     ]
-    statement = f"halves: labels of left halves, with right halves as prompts, are found far above chance, {ESTIMATE}"
+    statement = f"halves: labels of left halves, with right halves as prompts, are found far above chance, {CHOSEN}"
     found += _pair(apart, "zero_shot", statement, OKO, sides[0], ("trained on unmatched pairs", sides[1]))
 
     limit = np.stack([arrays["labelled/zero_shot/whole"][:, -1], arrays[f"halves/zero_shot/{best}"]], axis=1)
@@ -378,7 +385,7 @@ def _halves_verdicts(config, arrays):
         (np.stack([arrays[f"{part}/probe/{name}"] for part in ("labelled", "halves")], axis=1), limit)
         for name in ("labels", "permuted")
     ]
-    statement = f"a linear probe has at most the log-loss of zero-shot classification, both pairs, {ESTIMATE}"
+    statement = f"a linear probe has at most the log-loss of zero-shot classification, both pairs, {CHOSEN}"
     bound = partial(verify.bound, margin=config.probe)
     return found + _pair(bound, "probe", statement, DERIVED, sides[0], ("probe of permuted labels", sides[1]))
 

@@ -25,7 +25,8 @@ def draw(result):
     prompts.set_title("d  Labels of left halves, zero-shot")
     style.caption(
         fig,
-        f"""Digits, in nats: estimates on held-out rows of {config.folds} folds. Bands, 95%: bootstrap over folds and
+        f"""Digits, in nats: estimates on held-out rows of {config.folds} folds. The weight decay was chosen on
+        them. Bands, 95%: bootstrap over folds and
         held-out rows in b and for the level of all prompts in d, Student's t over folds elsewhere. a: $S$, which is
         here the log-loss of zero-shot labels, against the excess of L1 among $K$ candidates, every fold at
         {len(config.labelled_steps) - 1} steps

@@ -26,8 +26,10 @@ def draw(result):
         pairs trained at noise $p$; excess over the exact $P(c|x)$, mean over {config.images} images and $Q/M$ sets of
         prompts. a: standard pairs; dashed: $a+b(1/M-1/Q)$ with $b$ from the variances of $e^s$ over the prompts,
         nothing fitted. b: coefficient fitted to $M\\geq{experiment.ASYMPTOTIC}$ against $b$, one point for each seed,
-        level and kind of pair; dashed: equality; grey: without the variance of the normaliser. c: averages of
-        exponentials and of similarities at $p={experiment.REFERENCE}$. {config.seeds} seeds, 95% bands.""",
+        level and kind of pair, those of a seed and level share kernels and prompts; dashed: equality; the asymptote of
+        $p<{experiment.REFERENCE}$ needs more prompts; grey: standard pairs, each prompt given twice. c: averages of
+        exponentials and of similarities at $p={experiment.REFERENCE}$; with two prompts similarities are better.
+        {config.seeds} seeds, 95% bands.""",
     )
     return fig
 
@@ -49,10 +51,13 @@ def _law(ax, m, found, config):
 def _coefficient(ax, found, config):
     marks = {"linestyle": "", "markersize": 3.2, "alpha": 0.7}
     fitted = experiment.coefficient(found["excess"], found["limit"], config.pool)  # (seeds, levels, variants)
-    ax.plot(found["first"].ravel(), fitted.ravel(), label="control", **style.control() | marks)
+    twice = experiment.coefficient(experiment.repeated(found["excess"]), found["limit"], config.pool)
+    standard, held = experiment.STANDARD, np.array(config.levels) >= experiment.REFERENCE
+    control = [a[:, held, standard].ravel() for a in (found["b"], twice)]
+    ax.plot(*control, label="control", **style.control() | marks)
     for index, name in enumerate(experiment.pairs_of(config)):
         ax.plot(found["b"][..., index].ravel(), fitted[..., index].ravel(), label=name, **style.series(index) | marks)
-    ends = np.array([0, 1.05 * max(np.max(found["first"]), np.max(fitted))])
+    ends = np.array([0, 1.05 * max(np.max(found["b"]), np.max(fitted), np.max(control))])
     ax.plot(ends, ends, **PREDICTED)
     ax.set(xlim=ends, ylim=ends)
     ax.legend(loc="lower right")

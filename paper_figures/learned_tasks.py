@@ -25,7 +25,7 @@ def draw(result):
         for index, name in enumerate(experiment.VARIANTS[: excess.shape[1]]):
             style.band(above, config.levels, bayes + excess[:, index], label=name, **style.series(index))
             style.band(below, config.levels, excess[:, index], **style.series(index))
-        mixed = bayes + arrays[f"mixed/{task}"].mean(axis=1)
+        mixed = bayes + arrays[f"mixed/{task}"]
         style.band(above, config.levels, mixed, label="control", **style.control())
         above.plot(config.levels, bayes.mean(axis=0), **BAYES, label="Bayes", zorder=5)
         below.axhline(0, **BAYES)
@@ -59,4 +59,6 @@ def _order(arrays):
             f"{experiment.NAMES[task]} {mean:.1f} ({low:.1f} to {high:.1f})"
         )
     said = "; ".join(f"{what}: {', '.join(found)}" for what, found in parts.items())
-    return f"Differences of excesses in thousandths, 95% over members: {said}."
+    return (
+        f"Differences of excesses in thousandths, 95% over hierarchies of all seeds and $p$: {said}." if parts else ""
+    )

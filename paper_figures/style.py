@@ -114,6 +114,9 @@ def band(ax: Axes, x: Sequence[float], samples: np.ndarray, **options) -> None:
     if not drawable.any():  # its verdict, which is then inconclusive, is what shows it
         return
     x, samples = x[drawable], samples[:, drawable]
+    if len(samples) == 1:  # as at the preset smoke of some experiments: no interval
+        ax.plot(x, samples[0], zorder=3, **options)
+        return
     values = np.log(samples) if logarithmic else samples
     mean, low, high = verify.interval(values, LEVEL)
     back = np.exp if logarithmic else np.asarray

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import surrogate_learning as experiment
+from experiments._hierarchy_clip import HEADS
 from paper_figures import style
 
 EXPERIMENT = "surrogate_learning"
@@ -16,8 +17,10 @@ MARKS = {"linestyle": "", "markersize": 3, "alpha": 0.6}
 def draw(result):
     """Sum of excess and gap, factor, downstream losses; K of training, N of retrieval, errors of the identities."""
     arrays, config = result.arrays, result.config
-    fig, axes = plt.subplots(2, 3, figsize=(style.DOUBLE, 5.2))
-    for ax, panel in zip(axes.flat, (_sum, _factor, _tasks, _candidates, _retrieval, _errors), strict=True):
+    heights = {"height_ratios": (1, 1, 0.3)}  # three bars below
+    fig, axes = plt.subplot_mosaic("abc;def;ggg", figsize=(style.DOUBLE, 6.4), gridspec_kw=heights)
+    panels = (_sum, _factor, _tasks, _candidates, _retrieval, _errors, _heads)
+    for ax, panel in zip(axes.values(), panels, strict=True):
         panel(ax, config, arrays)
     kept, frozen = (np.max(experiment.fractions(arrays, -2)), np.min(experiment.fractions(arrays, -1)))
     levels = " and ".join(f"{p:g}" for p in config.levels)
@@ -32,7 +35,9 @@ def draw(result):
         denoising lie on the line, labels below; control: the root as label. d: excess with 64 candidates, for each
         $K$ of training; crosses: with the text encoder of the start. e: the same after training, of retrieval among
         $N$, its limit $S$ and the bound $(N-1)\\,\\mathrm{{Excess}}_2$; control: $\\mathrm{{Excess}}_2$. f: errors of
-        both identities (a, c) and what is required. Training leaves at most {kept:.2f} of the losses of the
+        both identities (a, c) and what is required. g: excess with {experiment.TRAINED[SHOWN]} candidates after
+        training with as many, for three heads{f" at p = {config.compared:g}" if config.compared else ""}; dots: seeds.
+        Training leaves at most {kept:.2f} of the losses of the
         start; with the text encoder of the start at least {frozen:.2f} are left.""",
     )
     return fig
@@ -158,6 +163,18 @@ def _errors(ax, config, arrays):
         ax.plot(config.checkpoints, tokens, label=f"tokens, {label}", **look | {"marker": "s", "linestyle": "-."})
         ax.axhline(required, **PREDICTED)
     ax.set_ylim(1e-17, 1e9)
-    _legend(ax, "upper left", ncols=2)
+    _legend(ax, "upper left", ncols=2, fontsize="xx-small")
     ax.set_ylabel("relative error")
     ax.set_title("f  Identities")
+
+
+def _heads(ax, config, arrays):
+    ax.set_title("g  Heads")
+    if "heads/excess" not in arrays:  # not compared at this preset
+        ax.set_axis_off()
+        return
+    excess = arrays["heads/excess"][..., SHOWN]
+    ax.barh(list(HEADS), np.mean(excess, axis=1), color=style.series(0)["color"], alpha=0.4)
+    for i, of_head in enumerate(excess):
+        ax.plot(of_head, np.full(len(of_head), i), color=style.THEORY, marker="o", linestyle="", markersize=2)
+    ax.set_xlabel(f"$\\mathrm{{Excess}}_{{{experiment.COUNTS[SHOWN]}}}$, nats")
