@@ -30,9 +30,9 @@ def draw(result):
         f"""F. {size.alphabet} symbols, trees of depth {size.depth} and arity {size.arity}, p = {config.noise}, width
         {size.width}, {size.blocks} blocks, {config.steps} steps; means over {config.seeds} seeds and both modalities
         with 95% bands, averages over the exact law of the leaves. a, b: what linear read-outs of a leaf's state miss of
-        the logarithmic beliefs of its parent and of the root, $1-R^2$ on leaves that did not fit them: of the parent in a,
-        of the tree in b. c, d:
-        what is left of the states' variance at a leaf's place beside linear functions of those beliefs; in d also of
+        the logarithmic beliefs of its parent and of the root, $1-R^2$ on leaves that did not fit them: of the parent in
+        a, of the tree in b. c, d: what is left of the states' variance at a leaf's place beside linear functions of
+        those beliefs; in d also of
         the embedding. The axes are upside down: higher is better. Dotted line: random labels, the least over networks
         of what they miss in b, after the last block, and leave in c, after block 1, and in d, of the embedding; in c
         random functions of the parent's leaves, which leave less after CLIP training too.""",
