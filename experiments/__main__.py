@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+import jax
 import tyro
 
 from theorykit import results, verify
@@ -68,6 +69,8 @@ def _results(names: Sequence[str], preset: str, package: str) -> tuple[list[resu
                 print(f"{name} {preset}: computing", flush=True)
                 result = results.run(name, preset, package=package)
                 how = "computed"
+                # The programs of thirty experiments together take more memory maps than Linux allows a process.
+                jax.clear_caches()
             found.append(result)
             print(f"{name} {preset}: {how}, {time.perf_counter() - start:.1f} s", flush=True)
         except Exception as error:  # whatever it is, the other experiments still run
