@@ -141,8 +141,8 @@ def train_clip(
     same = candidates if isinstance(candidates, int) else None
     if same is None:
         data["candidates"] = jnp.asarray(candidates, jnp.int32)
-    counts_of_candidates = members * [same] if same else data["candidates"].tolist()
-    if any(size.batch % k for k in counts_of_candidates):
+    counts_of_candidates = members * [same] if same is not None else data["candidates"].tolist()
+    if any(k < 1 or size.batch % k for k in counts_of_candidates):
         raise ValueError(f"candidates are {candidates}; give divisors of the batch of {size.batch} pairs")
     if guided:
         data["guidance"] = jnp.asarray(guidance, jnp.float32)
