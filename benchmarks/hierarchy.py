@@ -15,8 +15,6 @@ Every value must agree with the peer's to the rounding of float32, or the benchm
 the library: install it beside it (pip install torch), or only theorykit is timed.
 """
 
-import importlib.util
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +28,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from benchmarks import _timing
+from benchmarks import _pytorch, _timing
 from theorykit.surrogate import hierarchy
 
 LEAST_RATIO = 5.0  # of the throughputs, at the paper's scale
@@ -38,8 +36,6 @@ NOISE, SIGMA = 0.1, 1.0
 # Messages pass 2 x depth layers, each with sums of `arity` logarithms and of S terms; logarithms are at most about
 # depth x ln(1 / smallest entry) = depth x 12 in size. Relative to values of order 1.
 TERM = 12.0
-THREADS = tuple(sorted({1, os.cpu_count() or 1}))
-MISSING = "PyTorch is not installed, so there is nothing to compare with: pip install torch (CPU), then run again"
 
 
 class Case(NamedTuple):
@@ -164,9 +160,9 @@ def peers(problem: Problem) -> dict[str, Callable[[], Any]]:
 
     functions = {"similarity": similarity, "denoising": denoising, "next token": next_token}
     return {
-        f"{name}, {_peer_name(threads)}": partial(with_threads, function, threads)
+        f"{name}, {_pytorch.name(threads)}": partial(with_threads, function, threads)
         for name, function in functions.items()
-        for threads in THREADS
+        for threads in _pytorch.THREADS
     }
 
 
@@ -189,7 +185,7 @@ def measure(case: Case, budget: _timing.Budget, compare: bool) -> dict[str, Any]
     if compare:
         found |= {"differences": {}, "ratios": {}}
         for name in ours(problem):
-            own, *others = (samples[f"{name}, {who}"] for who in ("theorykit", *map(_peer_name, THREADS)))
+            own, *others = (samples[f"{name}, {who}"] for who in ("theorykit", *map(_pytorch.name, _pytorch.THREADS)))
             fastest = min(others, key=lambda peer: statistics.median(peer.wall))
             found["differences"][name] = check(name, case, own.value, fastest.value)
             found["ratios"][name] = _timing.ratio(fastest.wall, own.wall)
@@ -212,9 +208,9 @@ def check(name: str, case: Case, value: jax.Array, peer: Any) -> float:
 def run(plan: Plan) -> dict[str, Any]:
     """Everything that a preset measures."""
     start = time.perf_counter()
-    compare = importlib.util.find_spec("torch") is not None
+    compare = _pytorch.available()
     if not compare:
-        print(MISSING)
+        print(_pytorch.MISSING)
     cases = [
         measure(case, plan.budget, compare) for case in tqdm((plan.target, *plan.cases), desc="hierarchy", unit="case")
     ]
@@ -230,21 +226,11 @@ def run(plan: Plan) -> dict[str, Any]:
     ]
     return {
         "settings": {**plan.budget._asdict(), "dtype": "float32", "noise": NOISE, "sigma": SIGMA},
-        "peer": _peer() if compare else MISSING,
+        "peer": _pytorch.about(),
         "cases": cases,
         "seconds": time.perf_counter() - start,
         "targets": targets,
     }
-
-
-def _peer():
-    import torch
-
-    return {"torch": torch.__version__, "threads": THREADS}
-
-
-def _peer_name(threads):
-    return f"PyTorch, {threads} thread{'s' * (threads > 1)}"
 
 
 def _title(case):

@@ -15,8 +15,6 @@ float32, or the benchmark fails. PyTorch is no dependency of the library: instal
 only theorykit is timed.
 """
 
-import importlib.util
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +29,7 @@ import optax
 import tyro
 from tqdm import tqdm
 
-from benchmarks import _timing
+from benchmarks import _pytorch, _timing
 from theorykit import encoders, losses, similarity, training
 from theorykit.surrogate import hierarchy
 
@@ -41,8 +39,6 @@ NOISE, RATE = 0.3, 1e-3
 # Epochs of eight batches: shuffling is part of training and its cost per step is small, as it would be with more.
 BATCHES = 8
 CHECKED = 5  # steps that both sides make on the same batch
-THREADS = tuple(sorted({1, os.cpu_count() or 1}))
-MISSING = "PyTorch is not installed, so there is nothing to compare with: pip install torch (CPU), then run again"
 
 
 class Case(NamedTuple):
@@ -227,7 +223,8 @@ def measure(case: Case, budget: _timing.Budget, compare: bool) -> dict[str, Any]
         found["difference"] = check(case, problem, train)
         other = peer(case, problem)
         others = {
-            _peer_name(threads): partial(other, problem.data, case.steps, case.batch, threads) for threads in THREADS
+            _pytorch.name(threads): partial(other, problem.data, case.steps, case.batch, threads)
+            for threads in _pytorch.THREADS
         }
 
     def run():
@@ -272,9 +269,9 @@ def check(case: Case, problem: Problem, train: Callable[..., training.Run]) -> f
 def run(plan: Plan) -> dict[str, Any]:
     """Everything that a preset measures."""
     start = time.perf_counter()
-    compare = importlib.util.find_spec("torch") is not None
+    compare = _pytorch.available()
     if not compare:
-        print(MISSING)
+        print(_pytorch.MISSING)
     cases = [measure(case, plan.budget, compare) for case in tqdm(plan.cases, desc="training", unit="case")]
     targets = [
         _timing.target(
@@ -288,21 +285,11 @@ def run(plan: Plan) -> dict[str, Any]:
     ]
     return {
         "settings": {**plan.budget._asdict(), "dtype": "float32", "noise": NOISE, "rate": RATE},
-        "peer": _peer() if compare else MISSING,
+        "peer": _pytorch.about(),
         "cases": cases,
         "seconds": time.perf_counter() - start,
         "targets": targets,
     }
-
-
-def _peer():
-    import torch
-
-    return {"torch": torch.__version__, "threads": THREADS}
-
-
-def _peer_name(threads):
-    return f"PyTorch, {threads} thread{'s' * (threads > 1)}"
 
 
 def _title(case):

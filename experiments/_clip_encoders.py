@@ -60,18 +60,8 @@ def one_hot(leaves, alphabet):
     return jax.nn.one_hot(leaves, alphabet)
 
 
-def start(size, head, keys):
-    """Parameters of both encoders, log scale of the cosine, read-outs of the guidance; unused ones keep still."""
-    return _start(size, head, keys)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "head"), compiler_options=BRIEFLY)
-def _start(size, head, keys):
-    return initial(size, head, keys)
-
-
 def initial(size, head, keys):
-    """`start` as a part of a larger program, or for its shapes."""
+    """Parameters of both encoders, log scale of the cosine, read-outs of the guidance; unused ones keep still."""
     x = jnp.zeros((1, size.leaves, size.alphabet))
 
     def one(key):
@@ -84,6 +74,10 @@ def initial(size, head, keys):
     return jax.lax.map(one, keys)
 
 
+# `initial` as a program of its own, which cannot be a part of another one.
+start = jax.jit(initial, static_argnames=("size", "head"), compiler_options=BRIEFLY)
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +87,7 @@ def pairwise(head, log_scale, image, text):
 
 
 def clip(table):
-    """Mean over pairs of both directions' log-losses, added."""
+    """Mean over pairs of both directions' log-losses, added: 2 `losses.clip`, of a table that may hold -inf."""
     sums = sum(jax.scipy.special.logsumexp(table, axis=axis) for axis in (0, 1))
     return jnp.mean(sums - 2 * jnp.diagonal(table))
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments._training import finished
+from experiments._clip_encoders import clip
+from experiments._training import finished, parameters
 from theorykit import data, encoders, similarity, training
 
 
@@ -68,7 +69,7 @@ def train(config, pair, x, y, candidates, *, steps, seed):
         steps=steps[-1],
         batch_size=config.batch,
         key=jax.random.key(seed + 1),
-        metrics=_parameters,
+        metrics=parameters,
         metric_steps=steps,
     )
     return jax.device_get(finished(run, "the training").metrics)
@@ -103,9 +104,7 @@ def _objective(pair):
         rows = jnp.arange(len(x), dtype=candidates.dtype)
         group = rows // candidates
         table = similarity.pairwise(similarity.dot, za, zb)
-        table = jnp.where(group[:, None] == group[None, :], table, -jnp.inf)
-        sums = (jax.nn.logsumexp(table, axis=axis) for axis in (0, 1))
-        return jnp.mean(sum(sums) - 2 * jnp.diagonal(table))
+        return clip(jnp.where(group[:, None] == group[None, :], table, -jnp.inf))
 
     def value(params, batch):
         x, y, candidates = batch
@@ -117,10 +116,6 @@ def _objective(pair):
 @cache
 def _optimizer(rate, decay, steps):
     return optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=decay)
-
-
-def _parameters(params):
-    return params
 
 
 # Losses on held-out pairs ---------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ no parameter and the loss is their sum, so that Adam, which acts on each paramet
     scores(size, head, params, image, text, gates)      (members, n, k); for "cosine" times the learned scale
     score_table(size, head, params, gates)              (members, S^T, S^T), in the order of `enumerate_joint`
     encoder(size, head), one_hot(leaves, S), ancestors(size, kernels, leaves): the parts
-    sum_over_members(one), shuffled_rows(key, count, batch)  for trainings of other ensembles
+    sum_over_members(one), shuffled_rows(key, count, batch), adam(rate, warm_up, steps)  for other ensembles
 
-Members of one program may differ in key, hierarchy, guidance, gates, candidates (K of the loss) and number of stored
-samples. The head makes a program of its own, and so does whether there is guidance, and whether samples are stored.
+Members of one program may differ in key, hierarchy, guidance, gates and candidates (K of the loss). The head makes a
+program of its own, and so does whether there is guidance.
 Members with equal keys start at the same parameters and see the same uniform numbers: their differences are paired.
 
 The loss of a member, with K candidates in groups of K consecutive pairs of its batch as in `hierarchy.bayes_losses`:
@@ -40,6 +40,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -60,7 +61,7 @@ from experiments._clip_encoders import (
     states,
 )
 from experiments._side_by_side import one_object
-from experiments._training import LONG, finished
+from experiments._training import LONG, finished, parameters
 from theorykit import training
 from theorykit.surrogate import hierarchy
 
@@ -68,6 +69,7 @@ __all__ = [
     "HEADS",
     "MODALITIES",
     "Size",
+    "adam",
     "ancestors",
     "clip",
     "clip_in_groups",
@@ -109,13 +111,11 @@ def train_clip(
     candidates=4,
     guidance=None,
     gates=None,
-    samples=None,
-    counts=None,
     metrics=None,
     metric_steps=(),
     **options,
 ):
-    """Train a pair of encoders for each member; the Run, with arrays (members, ...).
+    """Train a pair of encoders for each member on fresh samples; the Run, with arrays (members, ...).
 
     Parameters
     ----------
@@ -129,32 +129,22 @@ def train_clip(
         Weights of the message-supervised loss.
     gates : (members, blocks), optional
         Of the residual branches of each block, see `encoders.Transformer`.
-    samples : (image, text), each (members, n, T), optional
-        Stored pairs; by default every step draws fresh ones from each member's hierarchy.
-    counts : (members,), optional
-        How many of the first stored pairs a member uses, a power of two and a multiple of K; by default all.
     metrics, metric_steps, **options
         As in `training.train`: params (members, ...) -> arrays; checkpoint, checkpoint_every, mesh.
     """
-    members, guided, stored = keys.shape[0], guidance is not None, samples is not None
+    members, guided = keys.shape[0], guidance is not None
     data = {"key": jax.random.key_data(keys), "hierarchy": hs}
     same = candidates if isinstance(candidates, int) else None
     if same is None:
         data["candidates"] = jnp.asarray(candidates, jnp.int32)
-    counts_of_candidates = members * [same] if same is not None else data["candidates"].tolist()
-    if any(k < 1 or size.batch % k for k in counts_of_candidates):
+    if any(k < 1 or size.batch % k for k in np.ravel(candidates).tolist()):
         raise ValueError(f"candidates are {candidates}; give divisors of the batch of {size.batch} pairs")
     if guided:
         data["guidance"] = jnp.asarray(guidance, jnp.float32)
     if gates is not None:
         data["gates"] = jnp.asarray(gates, jnp.float32)
-    if stored:
-        image, text = samples
-        counts = jnp.broadcast_to(jnp.asarray(image.shape[1] if counts is None else counts, jnp.int32), (members,))
-        _check_counts(counts.tolist(), counts_of_candidates, image.shape[1])
-        data |= {"image": image, "text": text, "count": counts}
     loss, rows = _loss(size, head, guided, same), to_rows(start(size, head, keys))
-    optimizer, augment = _optimizer(size.learning_rate, size.warm_up, steps), _batches(size, guided, stored)
+    optimizer, augment = adam(size.learning_rate, size.warm_up, steps), _batches(size, guided)
     if members * steps >= LONG:
         training.check_memory(loss.seen, rows, data, optimizer=optimizer, augment=augment)
     done = training.train(
@@ -170,11 +160,7 @@ def train_clip(
         **options,
     )
     done = finished(done, "the training of CLIP pairs", options.get("checkpoint"))
-    return done._replace(params=_of_rows(_itself, size, head)(done.params))
-
-
-def _itself(params):
-    return params
+    return done._replace(params=_of_rows(parameters, size, head)(done.params))
 
 
 @jax.jit
@@ -266,14 +252,10 @@ def ancestors(size, kernels, leaves):
 
 
 @one_object
-def _batches(size, guided, stored):
+def _batches(size, guided):
     def one(step, data):
         key = jax.random.fold_in(jax.random.wrap_key_data(data["key"]), step)
-        if stored:
-            rows = shuffled_rows(key, data["count"], size.batch)
-            image, text = data["image"][rows], data["text"][rows]
-        else:
-            _, image, text = hierarchy.sample(data["hierarchy"], key, size.batch)
+        _, image, text = hierarchy.sample(data["hierarchy"], key, size.batch)
         batch = {name: data[name] for name in ("candidates", "guidance", "gates") if name in data}
         batch |= {"image": image, "text": text}
         if guided:
@@ -304,15 +286,7 @@ def shuffled_rows(key, count, batch):
     return rows.astype(jnp.int32)
 
 
-def _check_counts(counts, candidates, stored):
-    for n, k in zip(counts, candidates, strict=True):
-        if n & (n - 1) or not k <= n <= stored:
-            raise ValueError(
-                f"a member with {k} candidates is to use {n} stored pairs of {stored}: give a power of two, at least "
-                "the number of candidates and at most what is stored"
-            )
-
-
 @one_object
-def _optimizer(learning_rate, warm_up, steps):
+def adam(learning_rate, warm_up, steps):
+    """Adam with a linear warm-up, of at most a quarter of the steps, and cosine decay; one object for each setting."""
     return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(warm_up, steps // 4), steps))

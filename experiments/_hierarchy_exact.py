@@ -28,11 +28,6 @@ from theorykit.surrogate import bounds, downstream, hierarchy, risk
 from theorykit.surrogate.joint import mutual_information
 
 
-def in_double(hs):
-    """Hierarchies in float64 (inside `jax.enable_x64(True)`), with rows normalised to that precision."""
-    return in_precision(hs, np.float64)
-
-
 def in_precision(hs, dtype):
     """Hierarchies of this dtype, with rows normalised to its precision."""
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments._training import finished
+from experiments._training import finished, parameters
 from theorykit import data, encoders, evaluate, losses, similarity, training
 from theorykit.ntk import infinite
 from theorykit.spectral import cca, compare, pca
@@ -74,7 +74,7 @@ def train(encoder, loss: str, a, b, rate: float, steps: list[int]):
         (start, a, b),
         optimizer=_descent(rate),
         steps=steps[-1],
-        metrics=_parameters,
+        metrics=parameters,
         metric_steps=steps,
         progress=False,
     )
@@ -111,10 +111,6 @@ def _objective(encoder, loss):
 @cache
 def _descent(rate):
     return optax.sgd(rate, momentum=MOMENTUM)
-
-
-def _parameters(params):
-    return params
 
 
 def recall(config, fa, fb):

@@ -22,20 +22,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.optimize
 import scipy.special
 
 from experiments import _hierarchy_exact
-from experiments._hierarchy_clip import shuffled_rows, sum_over_members
+from experiments._hierarchy_clip import MODALITIES, adam, clip_in_groups, shuffled_rows, sum_over_members
 from experiments._side_by_side import one_object
-from experiments._training import LONG, checkpoints, finished
+from experiments._training import LONG, checkpoints, finished, parameters
 from theorykit import encoders, similarity, training
 from theorykit.surrogate import downstream, hierarchy, risk
 from theorykit.surrogate.hierarchy import Hierarchy
 
 LAWS = ("hierarchy", "permuted", "star", "unmatched", "fixed")
-MODALITIES = ("image", "text")
 CANDIDATES = 4
 
 
@@ -169,7 +167,11 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
     for_weights, for_batches = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in range(2))
     loss, params = _objective(kind, config), _start(kind, config, for_weights)
     data = (samples, counts, gates, jax.random.key_data(for_batches))
-    optimizer, augment, updates = _optimizer(config.learning_rate, steps[-1]), _batches(config), len(keys) * steps[-1]
+    optimizer, augment, updates = (
+        adam(config.learning_rate, steps[-1] // 10, steps[-1]),
+        _batches(config),
+        len(keys) * steps[-1],
+    )
     if updates >= LONG:
         training.check_memory(loss.seen, params, data, optimizer=optimizer, augment=augment)
     kept = checkpoints(f"{kind}-training", updates)
@@ -181,7 +183,7 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
         steps=steps[-1],
         key=jax.random.key(0),  # of the steps; members have their own as well
         augment=augment,
-        metrics=_parameters,
+        metrics=parameters,
         metric_steps=steps,
         **kept,
     )
@@ -222,17 +224,9 @@ def _objective(kind, config):
     def one(params, batch):
         image, text, gates = batch
         za, zb = (_apply(kind, config, params, m, x, gates) for m, x in zip(MODALITIES, (image, text), strict=True))
-        groups = (z.reshape(-1, CANDIDATES, z.shape[1]) for z in (za, zb))
-        return jnp.mean(jax.vmap(_clip)(*groups))
+        return jnp.mean(clip_in_groups("dot", CANDIDATES, 0.0, za, zb))
 
     return sum_over_members(one)
-
-
-def _clip(za, zb):
-    """Mean over the pairs of a group of both directions' log-losses, added."""
-    table = similarity.pairwise(similarity.dot, za, zb)
-    sums = sum(jax.scipy.special.logsumexp(table, axis=axis) for axis in (0, 1))
-    return jnp.mean(sums - 2 * jnp.diagonal(table))
 
 
 @one_object
@@ -248,23 +242,13 @@ def _batches(config):
     return draw
 
 
-@one_object
-def _optimizer(rate, steps):
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps))
-
-
-def _parameters(params):
-    return params
-
-
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 
 @jax.jit
 def validation(za, zb):
     """CLIP loss (members,) of embeddings (members, n, z) in groups of K."""
-    groups = (z.reshape(len(z), -1, CANDIDATES, z.shape[-1]) for z in (za, zb))
-    return jnp.mean(jax.vmap(jax.vmap(_clip))(*groups), axis=1)
+    return jnp.mean(jax.vmap(partial(clip_in_groups, "dot", CANDIDATES, 0.0))(za, zb), axis=1)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -52,7 +52,8 @@ def members(config, seed, variants):
 
 
 def _variant(config, name):
-    gates = jnp.zeros(config.blocks).at[0].set(1.0) if name == "shallow" else jnp.ones(config.blocks)
+    blocks = config.size.blocks
+    gates = jnp.zeros(blocks).at[0].set(1.0) if name == "shallow" else jnp.ones(blocks)
     # Guidance 1: plain sum of two losses, both of order one; never tuned.
     return models.Variant(*(jnp.asarray(name == which, jnp.float32) for which in ("guided", "joint")), gates)
 

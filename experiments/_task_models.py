@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments import _hierarchy_clip as clip
@@ -110,7 +109,9 @@ def losses(size, task, samples, logits):
 def upward(kernels, laws):
     """Laws of the nodes of all layers, the root's first, given likelihoods (..., T, S) of the leaves.
 
-    A node's law is that under a uniform prior for it, given the leaves below: (..., m^l, S) in layer l.
+    A node's law is that under a uniform prior for it, given the leaves below: (..., m^l, S) in layer l. For clean
+    leaves these are `hierarchy.beliefs`. Here in probabilities, which products of a few leaves do not underflow: in log
+    space a step of training would take both branches of every choice of `_message_passing` for all members.
     """
     found = []
     for layer in kernels[::-1]:
@@ -172,12 +173,6 @@ def _batches(size, task, guided):
     return lambda key, data: jax.vmap(functools.partial(one, jax.random.bits(key)))(data)
 
 
-@one_object
-def _optimizer(learning_rate, warm_up, steps):
-    """As for the CLIP pairs."""
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(warm_up, steps // 4), steps))
-
-
 def start(size, task, keys, encoder):
     """Parameters (members, ...): the given encoders, a network and read-outs for each key."""
     net = network(size, task)
@@ -209,7 +204,7 @@ def _form(size, task):
 
 def _arguments(size, task, hs, keys, variant, params, steps):
     data = {"key": jax.random.key_data(keys), "hierarchy": hs, "variant": variant}
-    optimizer = _optimizer(size.learning_rate, size.warm_up, steps)
+    optimizer = clip.adam(size.learning_rate, size.warm_up, steps)
     # Messages only where a member is supervised by them.
     guided = size.blocks > 1 and bool(jnp.any(variant.guidance > 0))
     settings = {"optimizer": optimizer, "augment": _batches(size, task, guided)}
@@ -220,8 +215,8 @@ def check_memory(size, task, hs, keys, variant, steps):
     """Raise MemoryError, with an estimate, if the training of these members does not fit; from shapes alone."""
     fresh = lambda keys: start(size, task, keys, clip.initial(size, HEAD, keys)[GIVEN[task]])  # noqa: E731
     rows = jax.eval_shape(lambda keys: clip.to_rows(fresh(keys)), keys)
-    arrays, settings = _arguments(size, task, hs, keys, variant, rows, steps)
-    training.check_memory(*arrays, **settings)
+    (loss, *arrays), settings = _arguments(size, task, hs, keys, variant, rows, steps)
+    training.check_memory(loss.seen, *arrays, **settings)
 
 
 def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, **options):

@@ -8,6 +8,11 @@ EVERY = 1000
 LONG = 100_000
 
 
+def parameters(params):
+    """The parameters themselves, as `metrics` of a training: one object, so that programs are compiled once."""
+    return params
+
+
 def finished(run: training.Run, what: str, folder=None) -> training.Run:
     """The run; an error with its step, and where the last good state is, if it diverged."""
     if run.status != "finished":

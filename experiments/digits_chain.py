@@ -46,6 +46,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import _digits_clip as clip
+from experiments._claims import pair
 from theorykit import data, evaluate, results, verify
 from theorykit.surrogate import bounds
 
@@ -287,14 +288,8 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     return _labelled_verdicts(config, arrays) + _halves_verdicts(config, arrays)
 
 
-def _pair(check, name, statement, source, sides, *broken):
-    """A claim, and its controls: what is broken, and the sides then."""
-    found = [check(verify.Claim(f"digits.{name}", statement, source), *sides)]
-    for i, (why, other) in enumerate(broken):
-        control = f"digits.{name}.control{i + 1 if len(broken) > 1 else ''}"
-        claim = verify.Claim(control, f"{statement}: {why}", source, "control", f"digits.{name}")
-        found.append(check(claim, *other))
-    return found
+def _pair(check, name, *rest):
+    return pair(check, f"digits.{name}", *rest)
 
 
 def _labelled_verdicts(config, arrays):

@@ -48,6 +48,7 @@ import numpy as np
 from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_members as members
+from experiments._claims import pair
 from experiments._side_by_side import side_by_side
 from experiments._task_members import VARIANTS, pairs_of
 from experiments._task_prompts import counts as prompt_counts
@@ -64,16 +65,9 @@ KINDS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes as in `_hierarchy_clip.Size`, levels of p, seeds, steps, samples, and thresholds."""
+    """Sizes of trees, networks and steps; levels of p, seeds, samples, and thresholds."""
 
-    alphabet: int = 4
-    depth: int = 2
-    arity: int = 2
-    width: int = 32
-    blocks: int = 2
-    heads: int = 4
-    batch: int = 64
-    learning_rate: float = 4e-3
+    size: clip.Size = dataclasses.field(default_factory=lambda: clip.Size(learning_rate=4e-3))
     variants: tuple[str, ...] = VARIANTS
     conditional: tuple[str, ...] = ("denoising", "next_token")
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
@@ -96,15 +90,17 @@ class Config:
     def __post_init__(self):
         members.check_variants(self.variants)
 
-    @property
-    def size(self) -> clip.Size:
-        """Of trees, networks and steps."""
-        names = ("alphabet", "depth", "arity", "width", "blocks", "heads", "batch", "learning_rate")
-        return clip.Size(**{name: getattr(self, name) for name in names})
-
 
 REFERENCE = 0.2
 ASYMPTOTIC = 8  # prompts from which on b/M is fitted: the asymptote at p >= `REFERENCE`
+_FULL = Config(
+    size=clip.Size(alphabet=10, depth=3, width=64, blocks=3, batch=128, learning_rate=2e-3),
+    levels=(0.05, 0.1, 0.2, 0.3, 0.4),
+    shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
+    pair_steps=10000,
+    steps=8000,
+    samples=8192,
+)
 PRESETS = {
     # One training program, and no time for a second: denoisers and decoders are trained from quick on.
     "smoke": Config(
@@ -117,31 +113,11 @@ PRESETS = {
         follow=0.06,  # trained for half as long, members lose more
     ),
     "quick": Config(),
-    "full": Config(
-        alphabet=10,
-        depth=3,
-        width=64,
-        blocks=3,
-        batch=128,
-        learning_rate=2e-3,
-        levels=(0.05, 0.1, 0.2, 0.3, 0.4),
-        shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
-        pair_steps=10000,
-        steps=8000,
-        samples=8192,
-    ),
+    "full": _FULL,
     # For an accelerator.
-    "paper": Config(
-        alphabet=10,
-        depth=4,
-        arity=3,
-        width=128,
-        blocks=4,
-        heads=8,
-        batch=128,
-        learning_rate=1e-3,
-        levels=(0.05, 0.1, 0.2, 0.3, 0.4),
-        shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
+    "paper": dataclasses.replace(
+        _FULL,
+        size=clip.Size(alphabet=10, depth=4, arity=3, width=128, blocks=4, heads=8, batch=128, learning_rate=1e-3),
         seeds=2,
         pair_steps=30000,
         steps=30000,
@@ -308,7 +284,7 @@ def _order(config, arrays):
     """Neighbours in the order guided <= standard <= shallow: those decided at depth 2, all of them above."""
     found, more = [], partial(verify.separation, margin=config.gap)
     for task, first, second in _neighbours(arrays):
-        if config.depth > 2 or (task, first, second) in DECIDED:
+        if config.size.depth > 2 or (task, first, second) in DECIDED:
             of = {name: _cells(arrays, task, name) for name in ORDER}
             sides = [(of[second], of[first]), (of["guided"], of["shallow"])]
             statement = f"{NAMES[task]}: {WORDS[second]} loses more than {WORDS[first]}, mean over hierarchies at all p"
@@ -396,8 +372,4 @@ def _shift(config, arrays):
 
 
 def _pair(check, name, statement, source, claimed, controlled, why):
-    """A claim and its control: the same check on other measurements."""
-    return [
-        check(verify.Claim(name, statement, source), *claimed),
-        check(verify.Claim(f"{name}.control", f"{statement}; {why}", source, "control", name), *controlled),
-    ]
+    return pair(check, name, statement, source, claimed, (why, controlled))

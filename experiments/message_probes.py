@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _hierarchy_clip as clip
+from experiments._claims import pair
 from experiments._training import checkpoints
 from theorykit import results, verify
 from theorykit.surrogate import hierarchy
@@ -262,11 +263,5 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     return found + _pair(check, "embedding", statement, DERIVED, sides[0], ("random labels", sides[1]))
 
 
-def _pair(check, name, statement, source, sides, *broken):
-    """A claim, and its controls: what is broken, and the sides then."""
-    found = [check(verify.Claim(f"probes.{name}", statement, source), *sides)]
-    for i, (why, other) in enumerate(broken):
-        label = f"probes.{name}.control{i + 1 if len(broken) > 1 else ''}"
-        claim = verify.Claim(label, f"{statement}: {why}", source, "control", f"probes.{name}")
-        found.append(check(claim, *other))
-    return found
+def _pair(check, name, *rest):
+    return pair(check, f"probes.{name}", *rest)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from experiments import _setting
 from experiments._side_by_side import side_by_side
+from experiments._training import parameters
 from theorykit import results, training, verify
 from theorykit.ntk import gradient_flow
 
@@ -143,7 +144,7 @@ def _train(encoder, loss, params, views, points, rate, steps):
         _setting.with_loss(views, LOSSES.index(loss), rate),
         optimizer=_setting.descent(1.0),
         steps=int(steps[-1]),
-        metrics=_parameters,
+        metrics=parameters,
         metric_steps=steps.tolist(),
         progress=False,
     )
@@ -151,10 +152,6 @@ def _train(encoder, loss, params, views, points, rate, steps):
     for m in range(len(run.metric_steps)):
         found[m] = _embed(encoder.apply, run.metrics, points, m)
     return found
-
-
-def _parameters(params):
-    return params
 
 
 @partial(jax.jit, static_argnums=0)

@@ -45,6 +45,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _sample_sets as sets
+from experiments._claims import pair
 from theorykit import results, verify
 
 DERIVED = "derivation"
@@ -204,10 +205,8 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     return found + _order_verdicts(config, arrays) + (_blocks(config, arrays) if config.transformer else [])
 
 
-def _pair(check, name, statement, source, sides, why, broken):
-    claim = verify.Claim(f"efficiency.{name}", statement, source)
-    control = verify.Claim(f"efficiency.{name}.control", f"{statement}: {why}", source, "control", claim.name)
-    return [check(claim, *sides), check(control, *broken)]
+def _pair(check, name, statement, source, sides, *control):
+    return pair(check, f"efficiency.{name}", statement, source, sides, control)
 
 
 def _kind_verdicts(config, arrays, kind):

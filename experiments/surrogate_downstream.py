@@ -373,9 +373,8 @@ def sharp_factor(arrays: dict[str, np.ndarray], which: str = "both") -> np.ndarr
 def _by_count(factor, *limits):
     """A factor of `bounds` for limits (instances,) at every number of candidates, (instances, counts)."""
     with jax.enable_x64(True):
-        by_instance = jax.vmap(factor, (*[0] * len(limits), None))
-        by_count = jax.vmap(by_instance, (*[None] * len(limits), 0), out_axes=1)
-        return np.asarray(by_count(*map(jnp.asarray, limits), jnp.asarray(COUNTS, float)))
+        limits = (jnp.asarray(limit)[:, None] for limit in limits)
+        return np.asarray(jnp.vectorize(factor)(*limits, jnp.asarray(COUNTS)))
 
 
 def revealed(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,11 +35,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _claims, _hierarchy_exact
 from experiments import _hierarchy_clip as networks
-from experiments import _hierarchy_exact
 from experiments._side_by_side import side_by_side
+from experiments._training import parameters
 from theorykit import results, surrogate, verify
-from theorykit.surrogate import denoisers, hierarchy, information_loss, joint, risk
+from theorykit.surrogate import bounds, denoisers, hierarchy, information_loss, joint, risk
 
 TASKS, DERIVED = "Oko, Lin, Cai, Mei (arXiv 2501.04641)", "derivation"
 HEAD = "softmax"
@@ -139,7 +140,7 @@ def _train(config, size, p, head, candidates):
         head=head,
         steps=config.steps,
         candidates=candidates,
-        metrics=_parameters,
+        metrics=parameters,
         metric_steps=config.checkpoints,
     )
     # After the checkpoints the control: the text encoder of the first with the image encoder of the last.
@@ -147,10 +148,6 @@ def _train(config, size, p, head, candidates):
     every = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done.metrics, after)  # (checkpoints + 1, members, ...)
     tables = networks.score_table(size, head, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), every))
     return {"tables": np.swapaxes(np.asarray(tables).reshape(-1, len(keys), *tables.shape[1:]), 0, 1)}
-
-
-def _parameters(params):
-    return params
 
 
 def _losses(size, p, tables):
@@ -251,9 +248,8 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     found = []
 
     def pair(check, name, statement, source, sides, why, broken):
-        claim = verify.Claim(name, statement, source)
-        control = verify.Claim(f"{name}.control", f"{statement}: {why}", source, "control", name)
-        found.extend(check(which, *(np.ravel(a) for a in both)) for which, both in ((claim, sides), (control, broken)))
+        flat = [tuple(np.ravel(a) for a in both) for both in (sides, broken)]
+        found.extend(_claims.pair(check, name, statement, source, flat[0], (why, flat[1])))
 
     for part, rtol, precision in (("double", config.exact, "float64"), ("single", config.single, "float32")):
         a = {
@@ -358,8 +354,10 @@ def _constant(config, information):
 
 
 def upper(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """(1 + (2B - 1)/(K - 1)) Excess_K."""
-    return (1 + (2 * arrays["ceiling"][..., None] - 1) / (np.array(COUNTS) - 1)) * arrays["excess"]
+    """`bounds.ceiling_factor` times Excess_K."""
+    with jax.enable_x64(True):
+        factor = jnp.vectorize(bounds.ceiling_factor)(jnp.asarray(arrays["ceiling"])[..., None], jnp.asarray(COUNTS))
+    return np.asarray(factor) * arrays["excess"]
 
 
 def fractions(arrays: dict[str, np.ndarray], which: int) -> np.ndarray:

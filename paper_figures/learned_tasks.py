@@ -17,7 +17,7 @@ UNITS = {
 
 def draw(result):
     """A column for each task: risks above, excesses below."""
-    arrays, config = result.arrays, result.config
+    arrays, config, size = result.arrays, result.config, result.config.size
     tasks = experiment.measured_tasks(arrays)
     fig, axes = plt.subplots(2, len(tasks), figsize=(style.DOUBLE, 4.6), sharex=True, squeeze=False)
     for letter, task, (above, below) in zip("abcd", tasks, axes.T, strict=False):
@@ -39,9 +39,9 @@ def draw(result):
     fig.legend([handles[name] for name in names], names, loc="outside upper center", ncols=len(names))
     style.caption(
         fig,
-        f"""Learned tasks on hierarchies of {config.alphabet} symbols, depth {config.depth} and arity {config.arity}:
-        transformers of {config.blocks} blocks and width {config.width}, {config.pair_steps:,} steps (pairs) and
-        {config.steps:,} (others) of {config.batch} fresh samples. Above: risks on {config.samples:,} held-out samples;
+        f"""Learned tasks on hierarchies of {size.alphabet} symbols, depth {size.depth} and arity {size.arity}:
+        transformers of {size.blocks} blocks and width {size.width}, {config.pair_steps:,} steps (pairs) and
+        {config.steps:,} (others) of {size.batch} fresh samples. Above: risks on {config.samples:,} held-out samples;
         below: what they lose against message passing on the same samples. Zero-shot: {config.pool:,} prompts of each
         class. Shallow: one block. Joint: encoder and network trained together, the others with a frozen encoder from a
         pair. Control: standard members told of another sample, in b with prompts of another class. 95% bands over

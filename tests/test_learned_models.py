@@ -202,7 +202,7 @@ def test_exact_losses_of_tables_are_those_of_the_chain():
             joint = hierarchy.enumerate_joint(h)
             return risk.optimal_score(joint), bounds.chain(joint, table, K, side="both")
 
-        best, chain = quickly(best_and_chain, one(exact.in_double(hs)))
+        best, chain = quickly(best_and_chain, one(exact.in_precision(hs, np.float64)))
         tables = jnp.stack([best, table])
     found = exact.exact_tables(hs, tables[None], (K,))
     best, other = ({name: value[0, i] for name, value in found.items()} for i in range(2))
@@ -244,15 +244,12 @@ def test_members_of_equal_key_and_noise_see_equal_batches():
     assert_same(samples.root[:, 3], samples.root[:, 0])  # members of one key are paired also where the noise differs
 
 
-@pytest.mark.parametrize("draw", [clip._batches(SIZE, False, True), sets._batches(SIZE)], ids=["clip", "sets"])
-def test_groups_of_stored_pairs_hold_none_twice_and_batches_use_all_equally_often(draw):
+def test_groups_of_stored_pairs_hold_none_twice_and_batches_use_all_equally_often():
     numbers, counts = jnp.broadcast_to(jnp.arange(32)[:, None], (3, 32, 1)), jnp.asarray([4, 8, 32])
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
-    data = (numbers, numbers), counts, jnp.zeros(3), keys
-    if draw is not sets._batches(SIZE):
-        data = {"image": numbers, "text": numbers, "count": counts, "key": keys}
+    data, draw = ((numbers, numbers), counts, jnp.zeros(3), keys), sets._batches(SIZE)
     found = quickly(lambda keys: jax.vmap(lambda key: draw(key, data))(keys), jax.random.split(jax.random.key(1), 50))
-    image, text = (found["image"], found["text"]) if isinstance(found, dict) else found[:2]
+    image, text, _ = found
     assert_same(image, text)  # partners stay together
     rows = np.asarray(image).reshape(50, 3, SIZE.batch)
     assert np.all(np.diff(np.sort(rows.reshape(50, 3, -1, K))) > 0)
@@ -265,7 +262,7 @@ def test_groups_of_stored_pairs_hold_none_twice_and_batches_use_all_equally_ofte
 @pytest.mark.slow
 def test_members_are_trained_alone_and_as_their_variant_says():
     variants, task = ("standard", "standard", "guided", "shallow", "joint"), "denoising"
-    config = SimpleNamespace(size=SIZE, levels=(0.3,), blocks=SIZE.blocks)
+    config = SimpleNamespace(size=SIZE, levels=(0.3,))
     hs, keys, variant = members.members(config, 0, variants)
     encoder = clip.start(SIZE, models.HEAD, keys)[models.GIVEN[task]]
     train = functools.partial(models.train, SIZE, task, hs, keys, variant, steps=5, progress=False)
@@ -293,6 +290,13 @@ def test_what_does_not_fit_together_is_named_before_any_training():
     for candidates in (3, 16, jnp.asarray([4, 3])):
         with pytest.raises(ValueError, match="give divisors of the batch of 8 pairs"):
             train(candidates=candidates)
-    for counts in (6, 2, 32, jnp.asarray([16, 12])):
-        with pytest.raises(ValueError, match="stored pairs of 16: give a power of two, at least"):
-            train(samples=2 * (jnp.zeros((2, 16, T), jnp.int32),), counts=counts, candidates=4)
+    fine = {"samples": {"mlp": (8, 16)}, "batch": 8, "validation": 8}
+    sets.check(SimpleNamespace(**fine))
+    for change, message in (
+        ({"samples": {"mlp": (8, 12)}}, "give powers of two, at least 4"),
+        ({"samples": {"mlp": (2, 8)}}, "give powers of two, at least 4"),
+        ({"batch": 6}, "batch is 6: give a multiple of the 4 pairs"),
+        ({"validation": 0}, "validation is 0: give a multiple of the 4 pairs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sets.check(SimpleNamespace(**fine | change))

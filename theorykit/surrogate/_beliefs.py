@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from theorykit.surrogate import _hierarchy_inference as inference
-from theorykit.surrogate._hierarchy_model import _check_laws, check_leaves, from_nodes
+from theorykit.surrogate._hierarchy_model import check_laws, check_leaves, from_nodes
 
 
 def beliefs(kernels: Float[Array, "L m S S"], leaves: Int[Array, "n leaves"]) -> tuple[Float[Array, "n nodes S"], ...]:
@@ -53,7 +53,7 @@ def _check_kernels(kernels, where):
     if kernels.ndim != 4 or not kernels.size or kernels.shape[2] != kernels.shape[3]:
         raise ValueError(f"{where}: kernels have shape {kernels.shape}; give (depth, arity, S, S), h.image or h.text")
     if not isinstance(kernels, jax.core.Tracer):
-        _check_laws(where, "kernels", np.asarray(kernels))
+        check_laws(where, "kernels", np.asarray(kernels))
 
 
 @jax.jit

@@ -89,10 +89,11 @@ def check_hierarchy(h: object, where: str = "check_hierarchy") -> None:
         raise ValueError(f"{where}: prior has shape {h.prior.shape}; give one probability to each of {symbols} symbols")
     for name, law in (("image", h.image), ("text", h.text), ("prior", h.prior)):
         if law is not None and not isinstance(law, jax.core.Tracer):
-            _check_laws(where, name, np.asarray(law))
+            check_laws(where, name, np.asarray(law))
 
 
-def _check_laws(where, name, values):
+def check_laws(where: str, name: str, values: np.ndarray) -> None:
+    """Raise unless the rows of `values` are laws; a prior without zeros."""
     if not np.all(np.isfinite(values)) or np.any(values < 0):
         raise ValueError(f"{where}: {name} holds entries that are negative or not finite; give probabilities")
     off = np.abs(np.sum(values, axis=-1, dtype=np.float64) - 1)
