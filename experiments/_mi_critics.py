@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments._side_by_side import BRIEFLY
+from experiments._side_by_side import BRIEFLY, side_by_side
 from experiments._training import finished
 from theorykit import _random, encoders, similarity, training
 from theorykit.surrogate import mutual_information as mi
@@ -184,7 +184,8 @@ def trained(config):
         "noise": jnp.repeat(jnp.asarray(NOISES), config.seeds),
     }
     untrained = _start(jax.random.split(jax.random.key(3, impl="rbg"), len(data["rho"])))
-    run = training.train(
+    train = partial(
+        training.train,
         _loss,
         untrained,
         data,
@@ -194,7 +195,9 @@ def trained(config):
         augment=_fresh,
         progress=False,
     )
-    done = finished(run, "the training")
-    values = jax.jit(partial(_evaluate, config), compiler_options=BRIEFLY)(done.params, untrained, data)
+    evaluate = jax.jit(partial(_evaluate, config), compiler_options=BRIEFLY).lower(untrained, untrained, data)
+    # While the critics are trained, what measures them is compiled.
+    run, evaluate = side_by_side(lambda function: function(), [(train,), (evaluate.compile,)])
+    values = evaluate(finished(run, "the training").params, untrained, data)
     by_seed = lambda v: np.asarray(v).reshape(len(TRAINED_AT), config.seeds, *v.shape[1:]).swapaxes(0, 1)  # noqa: E731
     return {f"trained/{name}": by_seed(value) for name, value in values.items()}

@@ -33,7 +33,7 @@ import numpy as np
 
 from experiments._joints import table
 from experiments._mi_critics import DIMENSION, GROUP, draw, trained
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, verify
 from theorykit.surrogate import mutual_information as mi
 from theorykit.surrogate.information_loss import sufficiency
@@ -129,11 +129,16 @@ def _exact(config):
             "interpolated": mi.interpolated(joint, score, FEW, WEIGHT),
         }
 
-    found = jax.jit(partial(jax.lax.map, measure))((jnp.asarray(np.stack(joints)), jnp.asarray(np.stack(scores))))
-    # X = Y on 256 symbols, matches scored far up: the cap of the interpolated bound is nearly reached.
-    rare = identical(256)
-    top = mi.interpolated(rare, jnp.where(rare > 0, 30.0, -jnp.inf), FEW, WEIGHT)
+    program = jax.jit(partial(jax.lax.map, measure), compiler_options=BRIEFLY)
+    found = program((jnp.asarray(np.stack(joints)), jnp.asarray(np.stack(scores))))
+    top = jax.jit(_nearly_capped, compiler_options=BRIEFLY)()
     return {f"exact/{name}": np.asarray(value) for name, value in found.items()} | {"exact/top": np.asarray(top)}
+
+
+def _nearly_capped():
+    """The interpolated bound of X = Y on 256 symbols, with matches scored far up."""
+    rare = identical(256)
+    return mi.interpolated(rare, jnp.where(rare > 0, 30.0, -jnp.inf), FEW, WEIGHT)
 
 
 # Gaussian pairs, exact critic
@@ -142,7 +147,7 @@ def _exact(config):
 def _cells(config, values):
     """Key and value of every cell, seeds first, for `lax.map`."""
     keys = jax.random.split(jax.random.key(2), config.seeds * len(values))
-    return keys, jnp.tile(jnp.asarray(values), config.seeds)
+    return keys, jnp.asarray(np.tile(values, config.seeds), jnp.float32)
 
 
 def _measured(config, prefix, measure, values):
@@ -216,8 +221,8 @@ def _variance(config):
     places = jnp.arange(SYMBOLS[-1])
     joint = lambda n: jnp.diag(jnp.where(places < n, 1 / n, 0.0))  # noqa: E731
     laws = {
-        "gaussian": jax.jit(jax.vmap(lambda rho: mi.gaussian_nwj_variance(rho, MANY, ROWS))),
-        "symbols": jax.jit(partial(jax.lax.map, lambda n: mi.nwj_variance(joint(n), ROWS))),
+        "gaussian": jax.jit(jax.vmap(lambda rho: mi.gaussian_nwj_variance(rho, MANY, ROWS)), compiler_options=BRIEFLY),
+        "symbols": jax.jit(partial(jax.lax.map, lambda n: mi.nwj_variance(joint(n), ROWS)), compiler_options=BRIEFLY),
     }
     arrays |= {f"variance/{f}/law": np.asarray(laws[f](x)) for f, x in (("gaussian", rho), ("symbols", sizes))}
     arrays["variance/gaussian/information"] = _informations(WEAK, MANY)

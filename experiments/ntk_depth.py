@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments import _setting
 from experiments._side_by_side import side_by_side
-from theorykit import results, training, verify
+from theorykit import results, verify
 from theorykit.ntk import drift
 
 SOURCE = "Anil, Esser, Ghoshdastidar (arXiv 2403.08673), an expectation there; measurement"
@@ -76,11 +76,11 @@ def _sweep(config, name, widths, series):
             rate = width * (config.rate_per_channel if "flat" in name else config.rate_per_unit)
         found = drift.kernel_drift(
             encoder.apply,
-            training.objective(encoder.apply, _setting.COSINE_LOSSES["InfoNCE"]),
+            _setting.objective(encoder.apply, (_setting.COSINE_LOSSES["InfoNCE"],)),
             _setting.initial(encoder, _setting.cell_key(seed, width), views[0]),
-            views,
+            _setting.with_loss(views, 0, rate),  # one compiled program for both rates
             points=views[0],
-            optimizer=_setting.descent(rate),
+            optimizer=_setting.descent(1.0),
             steps=config.steps,
             at=[0, config.steps],
         )

@@ -44,6 +44,7 @@ import threadpoolctl
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
+from experiments._side_by_side import BRIEFLY
 from theorykit import encoders, results, training, verify
 from theorykit.data import latents, sources
 from theorykit.spectral import compare
@@ -250,7 +251,7 @@ def _replicates(encoder, data, head, key):
     return x, jax.tree.map(lambda a: jnp.concatenate([a] * len(data)), params)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=BRIEFLY)
 def _initial(encoder, keys, x):
     return jax.vmap(encoder.init, (0, None))(keys, x)
 
@@ -268,7 +269,7 @@ def _features(encoder, params, x, sets):
 
 def _every_seed(draw, seeds):
     """From key -> sources (times, d) to key -> sources (seeds, times, d), compiled once."""
-    compiled = jax.jit(jax.vmap(draw))
+    compiled = jax.jit(jax.vmap(draw), compiler_options=BRIEFLY)
     return lambda key: np.asarray(compiled(jax.random.split(key, seeds)))
 
 
@@ -288,7 +289,7 @@ def _mix(key, sources, *, linear):
     return np.stack([np.sqrt(len(v)) * _principal(v) for v in x])
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=BRIEFLY)
 def _observe(key, sources, linear):
     draw = partial(latents.smooth_generator, dim=sources.shape[2], sharpness=SHARPNESS)
     generators = jax.vmap(draw)(jax.random.split(key, sources.shape[0]))

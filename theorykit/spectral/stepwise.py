@@ -157,9 +157,9 @@ def modes(moment: Float[Array, "m m"], k: int) -> Modes:
     """
     check_symmetric("G", moment)
     _check_count(k, moment.shape[0])
-    values, vectors = jnp.linalg.eigh(moment)
-    _check_positive("G", values, k)
-    return Modes(values[::-1][:k], vectors[:, ::-1][:, :k])
+    found = _modes(moment)
+    _check_positive("G", found.eigenvalues, k)
+    return Modes(found.eigenvalues[:k], found.directions[:, :k])
 
 
 def initial_sizes(w0: Float[Array, "d m"], directions: Float[Array, "m k"]) -> Float[Array, " k"]:
@@ -184,7 +184,7 @@ def initial_sizes(w0: Float[Array, "d m"], directions: Float[Array, "m k"]) -> F
     Source: Simon et al. (arXiv 2303.15438).
     """
     _check_outputs(directions.shape[1], w0.shape[0])
-    return jnp.abs(jnp.diagonal(jnp.linalg.qr(_product(w0, directions), mode="r")))
+    return _triangle(w0, directions)
 
 
 def sizes(
@@ -208,8 +208,7 @@ def sizes(
 
     Source: Simon et al. (arXiv 2303.15438).
     """
-    decayed = jnp.exp(-8 * times[:, None] * eigenvalues[None, :])
-    return initial[None, :] / jnp.sqrt(decayed + (1 - decayed) * (eigenvalues * initial**2)[None, :])
+    return _sizes(times, eigenvalues, initial)
 
 
 def learning_times(eigenvalues: Float[Array, " k"], initial: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -253,7 +252,7 @@ def weight_gram(directions: Float[Array, "m k"], scales: Float[Array, " k"]) -> 
 
     Source: Simon et al. (arXiv 2303.15438).
     """
-    return _product(directions * (scales * scales)[None, :], directions.T)
+    return _weight_gram(directions, scales)
 
 
 def kernel_modes(gram: Float[Array, "points points"], k: int) -> KernelModes:
@@ -282,15 +281,13 @@ def kernel_modes(gram: Float[Array, "points points"], k: int) -> KernelModes:
     if points % 2:
         raise ValueError(f"K has {points} rows, an odd number: stack the first views above the second ones, (2n, 2n)")
     _check_count(k, points)
-    values, vectors = jnp.linalg.eigh(gram)
-    if not isinstance(values, jax.core.Tracer) and float(values[0]) < -_rounding(values):
-        raise ValueError(f"K has the negative eigenvalue {float(values[0]):.3g}: pass a positive semidefinite kernel")
-    root = _product(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], vectors.T)
-    swapped = jnp.roll(root, points // 2, axis=0)  # P K^{1/2}
-    g, u = jnp.linalg.eigh(_product(root, swapped) / points)
-    _check_positive("K_G", g, k)
-    g, u = g[::-1][:k], u[:, ::-1][:, :k]
-    return KernelModes(g, _product(swapped, u) / (points * g)[None, :])
+    values, found = _kernel_modes(gram)
+    if not isinstance(values, jax.core.Tracer):
+        least = float(np.asarray(values)[0])
+        if least < -_rounding(values):
+            raise ValueError(f"K has the negative eigenvalue {least:.3g}: pass a positive semidefinite kernel")
+    _check_positive("K_G", found.eigenvalues, k)
+    return KernelModes(found.eigenvalues[:k], found.coefficients[:, :k])
 
 
 def kernel_initial_sizes(
@@ -317,7 +314,7 @@ def kernel_initial_sizes(
     Source: Derivation: F_0 = Phi W_0^T and V_k = Phi^T A.
     """
     _check_outputs(coefficients.shape[1], embeddings.shape[1])
-    return jnp.abs(jnp.diagonal(jnp.linalg.qr(_product(embeddings.T, coefficients), mode="r")))
+    return _triangle(embeddings.T, coefficients)
 
 
 def kernel_embedding(
@@ -339,7 +336,7 @@ def kernel_embedding(
 
     Source: Simon et al. (arXiv 2303.15438); in this form: derivation.
     """
-    return _product(cross, coefficients) * scales[None, :]
+    return _kernel_embedding(cross, coefficients, scales)
 
 
 def check_symmetric(name: str, matrix: Array) -> None:
@@ -362,14 +359,60 @@ def _product(a, b):
     return jnp.matmul(a, b, precision="highest")
 
 
+# What follows is compiled as a whole: called one operation after the other, each would be a program of its own.
+
+
+@jax.jit
 def _moment(a, b):
     half = _product(a.T, b) / (2 * a.shape[0])
     return half + half.T
 
 
+@jax.jit
+def _modes(moment):
+    """All modes, the learned ones first."""
+    values, vectors = jnp.linalg.eigh(moment)
+    return Modes(values[::-1], vectors[:, ::-1])
+
+
+@jax.jit
+def _triangle(a, b):
+    """|R_jj| of A B = Q R."""
+    return jnp.abs(jnp.diagonal(jnp.linalg.qr(_product(a, b), mode="r")))
+
+
+@jax.jit
+def _sizes(times, eigenvalues, initial):
+    decayed = jnp.exp(-8 * times[:, None] * eigenvalues[None, :])
+    return initial[None, :] / jnp.sqrt(decayed + (1 - decayed) * (eigenvalues * initial**2)[None, :])
+
+
+@jax.jit
+def _weight_gram(directions, scales):
+    return _product(directions * (scales * scales)[None, :], directions.T)
+
+
+@jax.jit
+def _kernel_modes(gram):
+    """Eigenvalues of K, ascending, and all modes; the coefficients of those with g <= 0 mean nothing."""
+    points = gram.shape[0]
+    values, vectors = jnp.linalg.eigh(gram)
+    root = _product(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], vectors.T)
+    swapped = jnp.roll(root, points // 2, axis=0)  # P K^{1/2}
+    g, u = jnp.linalg.eigh(_product(root, swapped) / points)
+    g, u = g[::-1], u[:, ::-1]
+    return values, KernelModes(g, _product(swapped, u) / (points * jnp.where(g > 0, g, 1))[None, :])
+
+
+@jax.jit
+def _kernel_embedding(cross, coefficients, scales):
+    return _product(cross, coefficients) * scales[None, :]
+
+
 def _rounding(values):
     """What rounding makes of an eigenvalue 0: size times eps times the largest (numpy.linalg.matrix_rank's rule)."""
-    return values.shape[0] * float(jnp.finfo(values.dtype).eps) * float(jnp.max(jnp.abs(values)))
+    values = np.asarray(values)
+    return len(values) * float(np.finfo(values.dtype).eps) * float(np.max(np.abs(values)))
 
 
 def _check_count(k, size):
@@ -382,10 +425,10 @@ def _check_outputs(k, d):
         raise ValueError(f"{k} modes for {d} outputs, which learn at most {d}: pass the {d} leading modes")
 
 
-def _check_positive(name, ascending, k):
-    if isinstance(ascending, jax.core.Tracer):
+def _check_positive(name, values, k):
+    if isinstance(values, jax.core.Tracer):
         return
-    positive = int(jnp.sum(ascending > _rounding(ascending)))
+    positive = int(np.sum(np.asarray(values) > _rounding(values)))
     if positive < k:
         raise ValueError(
             f"{name} has {positive} positive eigenvalues, fewer than k = {k}: the other modes are never learned, "
