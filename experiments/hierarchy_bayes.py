@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, verify
 from theorykit.surrogate import hierarchy, information_loss, risk
 from theorykit.surrogate.hierarchy import Losses, Sample
@@ -124,7 +124,6 @@ def _entries(key, seeds, levels, prior):
     return _Entry(kernels, jax.random.split(for_samples, n), noise, jnp.tile(prior, (n, 1)))
 
 
-@partial(jax.jit, static_argnames=("tree", "n"))
 def _losses(tree, entry, n):
     """A hierarchy, n samples, and losses (3, n): Bayes, along a wrong tree, and with the text of the sample before."""
     h = hierarchy.random_hierarchy(entry.kernels, *tree, entry.noise, prior=entry.prior)
@@ -180,14 +179,11 @@ def _small_trees(config):
     shape = (config.seeds, len(config.small_levels))
     prior = jnp.asarray([0.5, 0.2, 0.3])
     entries = _entries(jax.random.key(52), config.seeds, config.small_levels, prior)
-    leaves = hierarchy.all_leaves(SMALL[0], LEAVES)
-    enumerate_joint = jax.jit(hierarchy.enumerate_joint)
     compared = {f"{side}/{task}": [] for side in ("enumerated", "messages", "permuted") for task in TASKS}
     found = {}
     for i in range(shape[0] * shape[1]):
-        h, drawn, noisy, losses = _losses(SMALL, _Entry(*(leaf[i] for leaf in entries)), config.small_samples)
-        alone = hierarchy.denoise(h, noisy, SIGMA)
-        table = enumerate_joint(h)
+        entry = _Entry(*(leaf[i] for leaf in entries))
+        drawn, noisy, losses, alone, table, score = _small_tree(entry, config.small_samples)
         enumerated = _enumerated_losses(np.asarray(table), drawn, noisy, config.compared)
         for task, values in losses._asdict().items():
             one_by_one = np.asarray(values)[:, : enumerated[task].size]
@@ -197,12 +193,19 @@ def _small_trees(config):
             found.setdefault(f"small/{task}", []).append(np.mean(values[0]))
         found.setdefault("small/denoising/other", []).append(np.mean(losses.denoising[2]))
         found.setdefault("small/denoising/alone", []).append(np.mean((alone - np.asarray(drawn.image)) ** 2))
-        for name, value in (
-            _exact_risks(table) | _sufficiencies(table, hierarchy.similarities(h, leaves, leaves))
-        ).items():
+        for name, value in (_exact_risks(table) | _sufficiencies(table, score)).items():
             found.setdefault(name, []).append(value)
     together = {f"compared/{name}": np.concatenate(values) for name, values in compared.items()}
     return {name: np.array(values).reshape(shape) for name, values in found.items()} | together
+
+
+@partial(jax.jit, static_argnums=1, compiler_options=BRIEFLY)
+def _small_tree(entry, n):
+    """Of an enumerable tree: samples, their losses, images denoised alone, P(x, y), and the score of all pairs."""
+    h, drawn, noisy, losses = _losses(SMALL, entry, n)
+    leaves = hierarchy.all_leaves(SMALL[0], LEAVES)
+    alone = hierarchy.denoise(h, noisy, jnp.asarray(SIGMA, noisy.dtype))
+    return drawn, noisy, losses, alone, hierarchy.enumerate_joint(h), hierarchy.similarities(h, leaves, leaves)
 
 
 def _enumerated_losses(table, drawn, noisy, n):
