@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from experiments.__main__ import main as experiments_main
+from paper_figures.__main__ import made, output_folder
 from paper_figures.__main__ import main as figures_main
 from paper_figures.report import experiments_of
 from theorykit import results, verify
@@ -41,7 +42,7 @@ def main(
     def regenerate(preset: Preset = "quick", names: Names = ()) -> int:
         """Compute what the store lacks, draw each figure once its results are there, print the verdicts."""
         taken = chosen("figure", names, known)
-        if taken is None:
+        if taken is None or not made(output_folder(figures, output)):
             return 2
         words = ("--preset", preset, "--names")
         failed, used = False, {}

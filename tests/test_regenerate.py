@@ -54,6 +54,34 @@ def test_one_figure_comes_with_its_own_verdicts(toy_with_figure, capsys):
     assert "no figure two: choose from one" in capsys.readouterr().err
 
 
+def test_a_figure_is_drawn_again_where_its_results_or_its_code_changed(toy_with_figure, capsys):
+    toy = toy_with_figure
+    picture = toy.folder / "pictures/one.png"
+
+    def done():
+        assert call(regenerate_main, toy, "--preset", "smoke") == 0
+        return re.findall(r"one smoke: (drawn|as it was)", capsys.readouterr().out)
+
+    assert done() == ["drawn"]
+    first = picture.read_bytes()
+    assert done() == ["as it was"]
+    picture.with_suffix(".pdf").unlink()
+    assert done() == ["drawn"] and picture.read_bytes() == first
+    toy.edit("results.threshold(0.5", "results.threshold(0.6")  # the same arrays, other verdicts
+    assert done() == ["drawn"]
+    toy.write("toyfigures/one.py", FIGURE.replace("values", "squares"))
+    assert done() == ["drawn"] and picture.read_bytes() != first
+    assert done() == ["as it was"]
+
+
+def test_a_file_in_place_of_the_folder_of_figures_is_named(toy_with_figure, capsys):
+    toy_with_figure.write("pictures", "not a folder")
+    assert call(regenerate_main, toy_with_figure, "--preset", "smoke") == 2
+    said = capsys.readouterr()
+    assert "the folder of the figures cannot be made" in said.err and "pictures" in said.err
+    assert "computing" not in said.out
+
+
 def test_figures_are_drawn_even_if_a_verdict_is_not_as_expected(toy_with_figure):
     toy_with_figure.edit("results.threshold(0.5", "results.threshold(2.5")
     for words in ((), ("--names", "one")):

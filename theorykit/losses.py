@@ -23,6 +23,11 @@ length of any embedding either, so their gradient is orthogonal to each of them;
 Scores are divided by the temperature, whose default 1 leaves them as they are. Published values, all with cosine, are
 0.1 (SimCLR on ImageNet) and 0.07 (MoCo; CLIP's initial value).
 
+Negatives beside the batch, as from a queue of earlier embeddings, belong to the losses that rank candidates: `info_nce`
+and `nt_xent` take them as `negatives`, `linear` takes all its negatives from the caller. `clip` ranks two different
+sets; with queues qa and qb it is (info_nce(za, zb, negatives=qb) + info_nce(zb, za, negatives=qa)) / 2. In `logistic`
+and `spectral` a sum over all pairs fixes what the loss estimates, and the last two compare no samples.
+
 Wrong types, ranks, shapes and settings raise before any computation, also inside `jax.jit`. The *values* of embeddings
 and of traced settings cannot be checked there: embeddings with a NaN or an infinity give a non-finite loss or gradient,
 on which the caller has to stop.
@@ -32,9 +37,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from theorykit._loss_terms import centre, cross_entropy, setting, sum_off_diagonal_squares, with_negatives
 from theorykit.similarity import Similarity, check_array, check_views, cosine, dot, pairwise
 
 Scalar = float | int | Float[Array, ""]  # traced where a setting is learned or swept
@@ -119,7 +124,7 @@ def logistic(
     """
     check_views("logistic", least=2, za=za, zb=zb)
     n = za.shape[0]
-    scores = pairwise(similarity, za, zb) / _setting("logistic", za, temperature=temperature)
+    scores = pairwise(similarity, za, zb) / setting("logistic", za, temperature=temperature)
     negatives = jnp.where(jnp.eye(n, dtype=bool), 0.0, jax.nn.softplus(scores))
     return jnp.mean(jax.nn.softplus(-jnp.diagonal(scores))) + jnp.sum(negatives) / (n * (n - 1))
 
@@ -162,24 +167,25 @@ def info_nce(
     van den Oord, Li, Vinyals (arXiv 1807.03748), eq. 4; He et al. (arXiv 1911.05722), eq. 1, for the queue.
     """
     check_views("info_nce", za=za, zb=zb)
-    candidates = zb
-    if negatives is not None:
-        check_array("info_nce", "negatives", negatives, like=za)
-        if negatives.ndim != 2 or negatives.shape[1] != za.shape[1]:
-            raise ValueError(f"info_nce: negatives have shape {negatives.shape}; give rows, (q, {za.shape[1]})")
-        candidates = jnp.concatenate([zb, negatives])
-    return _cross_entropy(pairwise(similarity, za, candidates) / _setting("info_nce", za, temperature=temperature))
+    candidates = with_negatives("info_nce", zb, negatives)
+    return cross_entropy(pairwise(similarity, za, candidates) / setting("info_nce", za, temperature=temperature))
 
 
 def nt_xent(
-    za: Float[Array, "n z"], zb: Float[Array, "n z"], *, similarity: Similarity = cosine, temperature: Scalar = 1.0
+    za: Float[Array, "n z"],
+    zb: Float[Array, "n z"],
+    *,
+    similarity: Similarity = cosine,
+    temperature: Scalar = 1.0,
+    negatives: Float[Array, "q z"] | None = None,
 ) -> Float[Array, ""]:
-    r"""NT-Xent of SimCLR: each of the 2n views finds its partner among the 2n - 1 others.
+    r"""NT-Xent of SimCLR: each of the 2n views finds its partner among the 2n - 1 others and any further negatives.
 
-    .. math:: L = -\frac{1}{2n} \sum_{i=1}^{2n} \ln \frac{e^{s(v_i,v_{p(i)})/\tau}}{\sum_{j \ne i} e^{s(v_i,v_j)/\tau}},
-              \qquad v = (a_1, \dots, a_n, b_1, \dots, b_n), \quad p(i) = i \pm n
+    .. math:: L = -\frac{1}{2n} \sum_{i=1}^{2n} \ln \frac{e^{s(v_i,v_{p(i)})/\tau}}
+              {\sum_{j \ne i,\, j \le 2n + q} e^{s(v_i,v_j)/\tau}}, \qquad p(i) = i \pm n, \quad
+              v = (a_1, \dots, a_n, b_1, \dots, b_n, \text{negatives})
 
-    Unlike `clip` it also has negatives from the same view. Equal scores give ln(2n - 1); n = 1 gives 0.
+    Unlike `clip` it also has negatives from the same view. Equal scores give ln(2n - 1 + q); one candidate gives 0.
 
     Parameters
     ----------
@@ -187,6 +193,8 @@ def nt_xent(
         Two views, (n, z) each.
     similarity, temperature
         Function of two vectors that returns a scalar, and tau > 0 in its units.
+    negatives
+        More negatives for every view, (q, z), as in `info_nce`.
 
     Returns
     -------
@@ -195,17 +203,19 @@ def nt_xent(
     Raises
     ------
     TypeError, ValueError
-        If the embeddings are not floating-point arrays of equal shape, n = 0, or the temperature is not positive.
+        If the arrays are not floating point of matching shapes, n = 0, or the temperature is not positive.
 
     Source
     ------
-    Chen, Kornblith, Norouzi, Hinton (arXiv 2002.05709), eq. 1, averaged over both orders of every pair.
+    Chen, Kornblith, Norouzi, Hinton (arXiv 2002.05709), eq. 1, averaged over both orders of every pair; further
+    negatives, which the source does not have, enter as those of `info_nce` do.
     """
     check_views("nt_xent", za=za, zb=zb)
     n = za.shape[0]
     views = jnp.concatenate([za, zb])
-    scores = pairwise(similarity, views, views) / _setting("nt_xent", za, temperature=temperature)
-    log_p = jax.nn.log_softmax(jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, scores), axis=-1)
+    candidates = with_negatives("nt_xent", views, negatives)
+    scores = pairwise(similarity, views, candidates) / setting("nt_xent", za, temperature=temperature)
+    log_p = jax.nn.log_softmax(jnp.where(jnp.eye(*scores.shape, dtype=bool), -jnp.inf, scores), axis=-1)[:, : 2 * n]
     return -jnp.mean(jnp.concatenate([jnp.diagonal(log_p, offset=n), jnp.diagonal(log_p, offset=-n)]))
 
 
@@ -240,8 +250,8 @@ def clip(
     Radford et al. (arXiv 2103.00020), figure 3.
     """
     check_views("clip", za=za, zb=zb)
-    scores = pairwise(similarity, za, zb) / _setting("clip", za, temperature=temperature)
-    return (_cross_entropy(scores) + _cross_entropy(scores.T)) / 2
+    scores = pairwise(similarity, za, zb) / setting("clip", za, temperature=temperature)
+    return (cross_entropy(scores) + cross_entropy(scores.T)) / 2
 
 
 def spectral(za: Float[Array, "n z"], zb: Float[Array, "n z"], *, similarity: Similarity = dot) -> Float[Array, ""]:
@@ -310,10 +320,10 @@ def barlow_twins(za: Float[Array, "n z"], zb: Float[Array, "n z"], *, redundancy
     Zbontar, Jing, Misra, LeCun, Deny (arXiv 2103.03230), eqs. 1 and 2.
     """
     check_views("barlow_twins", least=2, za=za, zb=zb)
-    weight = _setting("barlow_twins", za, redundancy=redundancy)
-    correlation = pairwise(cosine, _centre(za).T, _centre(zb).T)
+    weight = setting("barlow_twins", za, redundancy=redundancy)
+    correlation = pairwise(cosine, centre(za).T, centre(zb).T)
     gap = 1 - jnp.diagonal(correlation)
-    return jnp.sum(gap * gap) + weight * _sum_off_diagonal_squares(correlation)
+    return jnp.sum(gap * gap) + weight * sum_off_diagonal_squares(correlation)
 
 
 def vicreg(
@@ -354,46 +364,18 @@ def vicreg(
     """
     check_views("vicreg", least=2, za=za, zb=zb)
     n, z = za.shape
-    invariance = _setting("vicreg", za, invariance=invariance)
-    variance = _setting("vicreg", za, variance=variance)
-    covariance = _setting("vicreg", za, covariance=covariance)
+    invariance = setting("vicreg", za, invariance=invariance)
+    variance = setting("vicreg", za, variance=variance)
+    covariance = setting("vicreg", za, covariance=covariance)
 
     def regulariser(centred):
         sigma = jnp.matmul(centred.T, centred, precision="highest") / (n - 1)
         shortfall = jax.nn.relu(_GAMMA - jnp.sqrt(jnp.diagonal(sigma) + _EPSILON))
-        return variance * jnp.mean(shortfall) + covariance * _sum_off_diagonal_squares(sigma) / z
+        return variance * jnp.mean(shortfall) + covariance * sum_off_diagonal_squares(sigma) / z
 
-    return invariance * jnp.sum((za - zb) ** 2) / n + regulariser(_centre(za)) + regulariser(_centre(zb))
+    return invariance * jnp.sum((za - zb) ** 2) / n + regulariser(centre(za)) + regulariser(centre(zb))
 
 
 # The losses of two views, for experiments that compare them. `linear` is absent: it takes triplets.
 _TWO_VIEWS = (logistic, info_nce, nt_xent, clip, spectral, barlow_twins, vicreg)
 LOSSES: dict[str, Callable[..., Array]] = {loss.__name__: loss for loss in _TWO_VIEWS}
-
-
-def _cross_entropy(logits):
-    """Mean negative log-probability of candidate i in row i."""
-    return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=-1)))
-
-
-def _centre(x):
-    """Subtract the batch mean of every dimension."""
-    # The mean of n equal numbers is rounded, and a normalisation would blow that rounding up to unit size. Subtracting
-    # the first row beforehand changes nothing in exact arithmetic and leaves exact zeros of a constant dimension.
-    shifted = x - jax.lax.stop_gradient(x[:1])
-    return shifted - jnp.mean(shifted, axis=0, keepdims=True)
-
-
-def _sum_off_diagonal_squares(matrix):
-    return jnp.sum(jnp.where(jnp.eye(matrix.shape[0], dtype=bool), 0.0, matrix * matrix))
-
-
-def _setting(loss, za, **setting):
-    """A temperature (> 0) or a weight (>= 0) in the dtype of the embeddings; checked unless it is traced."""
-    ((name, value),) = setting.items()
-    if not isinstance(value, jax.core.Tracer):
-        number = np.asarray(value, za.dtype)
-        if not (0 < number < np.inf or (number == 0 and name != "temperature")):
-            least = "> 0" if name == "temperature" else ">= 0"
-            raise ValueError(f"{loss}: {name} is {value}; give a finite number {least} in {za.dtype}")
-    return jnp.asarray(value, za.dtype)

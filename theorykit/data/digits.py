@@ -122,7 +122,7 @@ def augment(
     Raises
     ------
     ValueError
-        If a strength is out of its range or the rows are not square images.
+        If a strength is out of its range, the rows are not square images, or, outside ``jit``, they are not finite.
 
     Source
     ------
@@ -142,6 +142,9 @@ def augment(
             f"images must be at least one row of side^2 grey pixels, got shape {(n, d)}: flatten square images to "
             "rows, and augment each colour channel apart."
         )
+    if not isinstance(images, jax.core.Tracer) and not np.all(np.isfinite(images)):
+        row = np.flatnonzero(~np.all(np.isfinite(images), axis=1))[0]
+        raise ValueError(f"row {row} of images is not finite: remove that row, or repair its pixels before augmenting.")
     # As floats, so that 1 and 1.0 share one compilation.
     return _augment(key, jnp.asarray(images), *map(float, strengths.values()))
 

@@ -3,7 +3,14 @@ r"""Kernels of infinitely wide encoders, by neural-tangents: the only file that 
 As the widths grow, the tangent kernel at initialisation of an encoder in NTK parametrisation tends to Θ(x, x') I_z, and
 its outputs tend to a Gaussian process with covariance Σ(x, x') I_z. A dense layer maps Σ to Σ' = σ_w² Σ + σ_b² and Θ to
 σ_w² Θ + Σ'; an activation φ maps Σ to E φ(u) φ(u') and Θ to Θ E φ'(u) φ'(u'), with (u, u') Gaussian of covariance Σ;
-convolutions do the same for pairs of positions. This file translates `encoder.infinite_layers()` into neural-tangents'
+convolutions do the same for pairs of positions.
+
+Σ is the same in standard parametrisation, which draws the same functions, and `infinite_nngp` takes both. Θ of standard
+parametrisation is left out on purpose: there a layer's share of the tangent kernel is fan_in / σ_w² times its share in
+NTK parametrisation (a bias's 1 / σ_b² times), so the sum grows with the width. Divided by the width it tends to the
+shares of the layers behind the first alone, the kernel of another network, of which no statement here speaks.
+
+This file translates `encoder.infinite_layers()` into neural-tangents'
 layers, and computes in float64 and in blocks of bounded memory, whatever the dtype of the inputs.
 
 neural-tangents 0.6.5, its last release, imports names that JAX has since moved and an experimental module that needs
@@ -95,7 +102,9 @@ def infinite_nngp(
 
     Parameters
     ----------
-    encoder, x1, x2
+    encoder
+        As in `infinite_ntk`, but in either parametrisation: both draw the same function.
+    x1, x2
         As in `infinite_ntk`.
 
     Returns
@@ -105,13 +114,17 @@ def infinite_nngp(
 
     Raises
     ------
-    NoInfiniteKernel, ValueError, TypeError, ImportError
+    NoInfiniteKernel
+        The encoder has no such limit: a transformer.
+    ValueError, TypeError, ImportError
         As in `infinite_ntk`.
 
     Source
     ------
     Lee et al. 2018 (arXiv 1711.00165); Novak et al. 2019 (arXiv 1810.05148) for convolutions.
     """
+    if isinstance(encoder, encoders.Weighted) and encoder.parametrisation == "standard":
+        encoder = encoder.clone(parametrisation="ntk")
     return _infinite(encoder, x1, x2, "nngp")
 
 
