@@ -35,6 +35,7 @@ core for each member; compiling takes 8 s.
 parameters of a member, see `to_rows`: an array for each weight matrix takes four times as long to compile.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -61,7 +62,7 @@ from experiments._clip_encoders import (
     states,
 )
 from experiments._side_by_side import one_object
-from experiments._training import LONG, finished, parameters
+from experiments._training import LONG, finished, parameters, room
 from theorykit import training
 from theorykit.surrogate import hierarchy
 
@@ -146,7 +147,7 @@ def train_clip(
     loss, rows = _loss(size, head, guided, same), to_rows(start(size, head, keys))
     optimizer, augment = adam(size.learning_rate, size.warm_up, steps), _batches(size, guided)
     if members * steps >= LONG:
-        training.check_memory(loss.seen, rows, data, optimizer=optimizer, augment=augment)
+        training.check_memory(loss.seen, rows, data, optimizer=optimizer, augment=augment, memory=room())
     done = training.train(
         loss,
         rows,
@@ -157,6 +158,7 @@ def train_clip(
         augment=augment,
         metrics=None if metrics is None else _of_rows(metrics, size, head),
         metric_steps=metric_steps,
+        settings={**dataclasses.asdict(size), "head": head, "candidates": candidates, "all steps": steps},
         **options,
     )
     done = finished(done, "the training of CLIP pairs", options.get("checkpoint"))

@@ -4,7 +4,6 @@ Members stand with variants first, then levels. The variants at one level share 
 the uniform numbers of the batches, so that their differences are paired; levels and seeds share nothing.
 """
 
-import math
 from functools import partial
 
 import jax
@@ -64,8 +63,8 @@ def gates_of(config, variants):
 
 
 def _mesh(members):
-    """A mesh over which the members can be divided, if there are several devices."""
-    devices = math.gcd(members, len(jax.devices()))
+    """A mesh of as many devices as the members can be divided over, if there are several."""
+    devices = max(n for n in range(1, len(jax.devices()) + 1) if members % n == 0)
     return None if devices == 1 else jax.make_mesh((devices,), ("members",), devices=jax.devices()[:devices])
 
 

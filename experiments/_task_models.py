@@ -23,6 +23,7 @@ What may differ between members of one program: keys, hierarchies, and the numbe
 Source: Oko, Lin, Cai, Mei (arXiv 2501.04641) for the tasks and the kinds of training.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import _hierarchy_clip as clip
 from experiments._side_by_side import BRIEFLY, one_object
-from experiments._training import finished
+from experiments._training import finished, room
 from theorykit import encoders, training
 from theorykit.surrogate import hierarchy
 
@@ -216,7 +217,7 @@ def check_memory(size, task, hs, keys, variant, steps):
     fresh = lambda keys: start(size, task, keys, clip.initial(size, HEAD, keys)[GIVEN[task]])  # noqa: E731
     rows = jax.eval_shape(lambda keys: clip.to_rows(fresh(keys)), keys)
     (loss, *arrays), settings = _arguments(size, task, hs, keys, variant, rows, steps)
-    training.check_memory(loss.seen, *arrays, **settings)
+    training.check_memory(loss.seen, *arrays, memory=room(), **settings)
 
 
 def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, **options):
@@ -233,5 +234,7 @@ def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, 
     arrays, settings = _arguments(size, task, hs, keys, variant, rows, steps)
     # Of the steps; what a member draws follows from its own key as well.
     key = jax.random.key(0)
-    run = training.train(*arrays, steps=0 if compile_only else steps, key=key, **settings, **options)
+    told = {**dataclasses.asdict(size), "task": task, "all steps": steps}
+    done = 0 if compile_only else steps
+    run = training.train(*arrays, steps=done, key=key, settings=told, **settings, **options)
     return finished(run, f"the training of {task}", options.get("checkpoint")).params

@@ -1,11 +1,15 @@
 """What experiments ask of a training run: that it ends, and that a long one can go on where it was killed."""
 
+import jax
+
+from experiments._side_by_side import WORKERS
 from theorykit import results, training
+from theorykit._memory import free_bytes
 
 # Updates between checkpoints: minutes at the sizes that have any.
 EVERY = 1000
 # Updates of all members together from which on a run takes minutes: checkpoints and an estimate of memory are due.
-LONG = 100_000
+LONG = 50_000
 
 
 def parameters(params):
@@ -16,12 +20,19 @@ def parameters(params):
 def finished(run: training.Run, what: str, folder=None) -> training.Run:
     """The run; an error with its step, and where the last good state is, if it diverged."""
     if run.status != "finished":
-        kept = f"the last good state is in {folder}" if folder else "nothing of it is kept"
+        # The state before the first update is that of the start, which needs no keeping.
+        kept = f"the state after {run.steps} is in {folder}" if folder and run.steps else "nothing of it is kept"
         raise RuntimeError(
             f"{what} diverged: update {run.steps + 1} would have led to numbers that are not finite; {kept}. "
             "Lower the learning rate"
         )
     return run
+
+
+def room() -> int | None:
+    """Bytes that a training may take: trainings on one device run side by side."""
+    free = free_bytes()
+    return free if free is None or len(jax.devices()) > 1 else free // WORKERS
 
 
 def checkpoints(label: str, updates: int) -> dict:

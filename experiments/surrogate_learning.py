@@ -38,7 +38,7 @@ import numpy as np
 from experiments import _claims, _hierarchy_exact
 from experiments import _hierarchy_clip as networks
 from experiments._side_by_side import side_by_side
-from experiments._training import parameters
+from experiments._training import checkpoints, parameters
 from theorykit import results, surrogate, verify
 from theorykit.surrogate import bounds, denoisers, hierarchy, information_loss, joint, risk
 
@@ -62,7 +62,7 @@ class Config:
     compared: float | None = 0.2  # p at which the heads are compared
     exact: float = results.threshold(1e-10, "required of identities in float64; roundings of small S reach 1e-12")
     single: float = results.threshold(1e-6, "required of identities in float32; one rounding is 1e-7")
-    quadrature: float = results.threshold(1e-9, "halving the steps of both trapezoid rules changes less than 1e-10")
+    quadrature: float = results.threshold(1e-10, "required of identities in float64; measured 2e-14")
     rounding: float = results.threshold(1e-13, "nats; roundings of differences of risks of ten nats, and equal bounds")
     learned: float = results.threshold(
         0.2, "of the start's; set after a first run, midway in logarithms between what either pair keeps, 0.07 and 0.56"
@@ -142,6 +142,7 @@ def _train(config, size, p, head, candidates):
         candidates=candidates,
         metrics=parameters,
         metric_steps=config.checkpoints,
+        **checkpoints(f"training-{p:g}-{head}", len(keys) * config.steps),
     )
     # After the checkpoints the control: the text encoder of the first with the image encoder of the last.
     after = jax.tree.map(lambda a: a[-1:], done.metrics) | {"text": jax.tree.map(lambda a: a[:1], done.metrics["text"])}

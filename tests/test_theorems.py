@@ -1,13 +1,18 @@
-"""Every theorem at the smoke preset: each claim supported, each control and finding refuted."""
+"""Every theorem at the smoke preset: each claim supported, each control and finding refuted, and drawn."""
 
 import importlib
 
 import jax
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 from experiments import ORDER
+from paper_figures import FIGURES, style
+from paper_figures.report import experiments_of
 from theorykit import results
 
+matplotlib.use("Agg")
 pytestmark = pytest.mark.slow
 
 
@@ -41,6 +46,20 @@ def test_every_control_is_checked_like_its_claim(name, store):
                 (v.kind, v.predicted, v.margin, v.details.get("side"), v.details.get("law")) for v in (claim, control)
             )
             assert left == right, control.claim
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_from_its_results(name, store):
+    script = importlib.import_module(f"paper_figures.{name}")
+    found = [results.run(experiment, "smoke", root=store) for experiment in experiments_of(script)]
+    with matplotlib.rc_context():
+        style.use()
+        figure = script.draw(*found)
+        empty = [ax.get_title(loc="left") for ax in figure.axes if ax.axison and not ax.has_data() and not ax.texts]
+        caption = figure.get_label()
+        plt.close(figure)
+    assert figure.axes and not empty
+    assert len(caption) > 100  # what is drawn, with sizes
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -103,10 +103,11 @@ class Checkpoints:
         about = self._read(step, about=ocp.args.JsonRestore())["about"]
         remedy = "Pass the arguments of the run that wrote it, or another folder, or delete this one to start afresh."
         before = about["setting"]
+        names = [*self.setting, *(before.keys() - self.setting.keys())]
         changed = [
-            f"{name} was {before.get(name)}, now is {now}"
-            for name, now in self.setting.items()
-            if before.get(name) != now
+            f"{name} was {before.get(name)}, now is {self.setting.get(name)}"
+            for name in names
+            if before.get(name) != self.setting.get(name)
         ]
         if changed:
             raise ValueError(f"The checkpoint in {self.folder} belongs to another run: {'; '.join(changed)}. {remedy}")

@@ -22,9 +22,10 @@ import operator
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple, SupportsIndex
 
 import jax
@@ -90,6 +91,7 @@ def train(
     momentum_encoder: MomentumEncoder | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Run:
@@ -137,8 +139,11 @@ def train(
         same arguments, `train` goes on from the newest checkpoint, and on the same machine with the same versions gives
         the same parameters, losses and metrics, bit for bit, as a run without interruption. `steps` may grow
         from call to call. Parameters, data, key, batch size, momentum encoder and the form of the optimiser's state are
-        compared with those of the checkpoint; the code of functions and the optimiser's hyperparameters cannot be. Only
-        the newest checkpoint is kept.
+        compared with those of the checkpoint, and `settings`. Only the newest checkpoint is kept.
+    settings
+        What else a checkpoint must agree on, such as {"learning_rate": 1e-3}: the code of functions and the
+        hyperparameters of an optimiser cannot be compared. Values are compared as text; an error names those that
+        differ.
     mesh
         A one-dimensional mesh of devices for data parallelism: every array of the batch is divided along its leading
         axis, whose length the number of devices must divide; parameters and optimiser's state are on all devices. The
@@ -179,7 +184,7 @@ def train(
     form = None if metrics is None else measure.eval_shape(metrics, params)
     table = jax.tree.map(lambda a: np.zeros((len(wanted), *a.shape), a.dtype), form)
 
-    with _open(checkpoint, program, params, data, key, expected) as store:
+    with _open(checkpoint, program, params, data, key, expected, settings) as store:
         found = store.newest(steps, wanted) if store else None
         state = start(program, params, data, key)
         if found is None:
@@ -269,7 +274,7 @@ def _head(table, rows):
     return jax.tree.map(lambda a: a[:rows], table)
 
 
-def _open(checkpoint, program, params, data, key, state):
+def _open(checkpoint, program, params, data, key, state, settings):
     """The store of checkpoints, or a context without one."""
     if checkpoint is None:
         return nullcontext()
@@ -286,7 +291,7 @@ def _open(checkpoint, program, params, data, key, state):
         "the values of data (digest)": digest(data),
         "key": digest(key),
     }
-    return Checkpoints(checkpoint, setting)
+    return Checkpoints(checkpoint, setting | {name: str(value) for name, value in settings.items()})
 
 
 def _integer(name, value) -> int:
