@@ -41,6 +41,7 @@ def test_both_factors_bound_the_ratio_and_the_excess_grows_at_most_in_proportion
         ceiling, inverse_floor, jnp.asarray(COUNTS)
     )
     np.testing.assert_allclose(found.factor, over, rtol=1e-14)
+    np.testing.assert_allclose(found.floor_factor, across, rtol=1e-14)
     assert np.all(over <= np.asarray(across) * (1 + 1e-14))
     lost = np.asarray(found.sufficiency)
     # Risks of order 10 with roundings of 1e-15, in units of S.
@@ -90,21 +91,75 @@ def test_two_candidates_need_twice_the_bound(x64):
     assert found.ratio < found.factor
 
 
-def test_a_model_that_rules_out_what_never_happens_has_a_finite_factor(x64):
-    joint = jnp.array([[0.3, 0.2, 0.0], [0.1, 0.1, 0.3]])
-    score = jnp.array([[0.3, -0.2, -jnp.inf], [0.1, 0.0, 0.5]])
-    ceiling, inverse_floor = extremes(joint, score)
-    assert inverse_floor == jnp.inf and floor_factor(ceiling, inverse_floor, 8) == jnp.inf
-    found = chain(joint, score, 8)
-    assert found.ratio <= found.factor < jnp.inf
-
-
 @pytest.mark.slow
 def test_extremes_look_at_pairs_of_both_marginals_only(x64):
     joint = jnp.array([[0.3, 0.2, 0.0], [0.1, 0.4, 0.0], [0.0, 0.0, 0.0]])
     score = jnp.array([[0.3, -0.2, 50.0], [0.1, 0.0, -50.0], [9.0, -9.0, 0.0]])
     inner = extremes(joint[:2, :2], score[:2, :2])
     np.testing.assert_allclose(extremes(joint, score), inner, rtol=1e-14)
+
+
+# Functions of the module, since a compiled program belongs to its function. K is traced: one program for all K.
+def chain_of(joint, score, candidates):
+    return chain(joint, score, candidates), ceiling_and_floor(joint, score, candidates)
+
+
+def chain_of_both_sides(joint, score, candidates):
+    found = chain(joint, score, candidates, side="both")
+    sides = (ceiling_and_floor(p, s, candidates) for p, s in ((joint, score), (joint.T, score.T)))
+    return found, tuple(map(jnp.maximum, *sides))
+
+
+def ceiling_and_floor(joint, score, candidates):
+    ceiling, inverse_floor = extremes(joint, score)
+    return ceiling_factor(ceiling, candidates), floor_factor(ceiling, inverse_floor, candidates)
+
+
+def one_case():
+    joint, score = (a[0] for a in cases(1, 0.3))
+    assert joint[0, 0] > 0
+    return joint, score
+
+
+@pytest.mark.parametrize("function", [chain_of, chain_of_both_sides])
+def test_the_chain_has_the_factors_of_its_extremes_and_one_candidate_leaves_all_in_the_gap(x64, function):
+    joint, score = one_case()
+    found, (ceiling, floor) = quickly(function, joint, score, jnp.asarray(9.0))
+    np.testing.assert_allclose([found.factor, found.floor_factor], [ceiling, floor], rtol=1e-14)
+    # Risks of order one: the excess errs by a few roundings.
+    assert found.sufficiency <= found.factor * found.excess + 1e-13 <= found.floor_factor * found.excess + 2e-13
+    one, _ = quickly(function, joint, score, jnp.asarray(1.0))
+    assert one.risk == one.minimum == one.excess == 0
+    assert one.gap == one.sufficiency == found.sufficiency > 0
+    assert one.factor == one.floor_factor == one.upper == jnp.inf and jnp.isnan(one.ratio)
+
+
+def test_a_model_that_rules_out_what_never_happens_has_a_finite_factor(x64):
+    joint = jnp.array([[0.3, 0.2, 0.0], [0.1, 0.1, 0.3]])
+    score = jnp.array([[0.3, -0.2, -jnp.inf], [0.1, 0.0, 0.5]])
+    ceiling, inverse_floor = extremes(joint, score)
+    assert inverse_floor == jnp.inf and floor_factor(ceiling, inverse_floor, 8) == jnp.inf
+    found, _ = quickly(chain_of, joint, score, jnp.asarray(8.0))
+    assert found.ratio <= found.factor < jnp.inf
+
+
+@pytest.mark.parametrize("candidates", [1.0, 2.0, 1000.0])
+@pytest.mark.parametrize("excluded", [(0, 0), 0], ids=["a pair", "all of a row"])
+def test_a_chain_that_rules_out_what_happens_is_infinite_and_not_undefined(x64, candidates, excluded):
+    joint, score = one_case()
+    found, _ = quickly(chain_of, joint, score.at[excluded].set(-jnp.inf), jnp.asarray(candidates))
+    assert found.sufficiency == found.gap == found.upper == found.floor_factor == jnp.inf
+    assert found.risk == found.excess == (0 if candidates == 1 else jnp.inf) and jnp.isfinite(found.minimum)
+    assert jnp.isinf(found.factor) == (candidates == 1) and jnp.isnan(found.ratio)
+
+
+def test_the_gap_grows_without_bound_as_a_score_comes_to_rule_out_what_happens(x64):
+    # A score that falls by d loses P d in S, and in the excess that of the lists with another candidate only: what
+    # remains are lists of K times the pair, P q^(K-1).
+    joint, score = one_case()
+    gaps = [quickly(chain_of, joint, score.at[0, 0].set(-d), jnp.asarray(3.0))[0].gap for d in (30.0, 60.0)]
+    # Up to e^-30 of the other candidates' share, and roundings of a risk of order ten over the difference.
+    np.testing.assert_allclose(gaps[1] - gaps[0], 30 * joint[0, 0] * jnp.sum(joint[:, 0]) ** 2, rtol=1e-11)
 
 
 def test_one_candidate_bounds_nothing(x64):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,6 +120,43 @@ def test_no_score_has_a_variational_risk_below_minus_the_information(x64, f):
         found = suff.variational_risk(joint, score, f)
         assert found > least
         np.testing.assert_allclose(suff.variational_risk(joint, score + shift, f), found, rtol=1e-10)
+
+
+def bregman_loss(joint, score, f):
+    """E_pq [f(r) - f(w) - f'(w) (r - w)] with w = (f*)'(s - c), c by bisection of E_q w = 1 in each row."""
+    p, q, total = np.asarray(joint.sum(1)), np.asarray(joint.sum(0)), 0.0
+    for x in range(NX):
+        model = lambda c, x=x: np.asarray(f.inverse(score[x] - c))  # noqa: E731
+        # At these ends w >= 1, and w <= 1, for all y.
+        ends = np.array([score[x].min(), score[x].max()]) - float(f.derivative(jnp.ones(())))
+        c = scipy.optimize.bisect(lambda c, model=model: q @ model(c) - 1, *ends, xtol=1e-15)
+        r, w = np.asarray(joint[x]) / p[x] / q, model(c)
+        lost = np.asarray(f.value(jnp.asarray(r)) - f.value(jnp.asarray(w)) - (score[x] - c) * jnp.asarray(r - w))
+        assert np.all(lost >= -1e-14)
+        total += p[x] * q @ lost
+    return total
+
+
+@pytest.mark.parametrize("f", DIVERGENCES.values(), ids=DIVERGENCES)
+def test_what_a_score_loses_in_variational_risk_is_a_bregman_divergence_from_its_model(x64, f):
+    lose = jax.jit(lambda p, s: suff.variational_risk(p, s, f) + joints.f_information(p, f.value))
+    for seed in range(2):
+        joint, score = draw(seed, deviation=0.5)
+        lost = lose(joint, score)
+        # A few dozen roundings of terms of order one.
+        np.testing.assert_allclose(lost, bregman_loss(joint, score, f), rtol=1e-12, atol=1e-13)
+        if f is suff.KL:
+            np.testing.assert_allclose(lost, suff.sufficiency(joint, score), rtol=1e-12, atol=1e-13)
+
+
+def test_sufficiency_is_the_limiting_risk_and_the_information(x64):
+    functions = (suff.sufficiency, suff.limiting_risk, suff.variational_risk)
+    forms = jax.jit(lambda p, s: [function(p, s) for function in functions] + [joints.mutual_information(p)])
+    for seed, deviation in enumerate((0.1, 1.0, 10.0)):
+        lost, limit, variational, information = forms(*draw(seed, deviation))
+        close = {"rtol": 1e-12, "atol": 1e-14 * deviation}  # a few roundings of the scores
+        np.testing.assert_allclose(limit + information, lost, **close)
+        np.testing.assert_allclose(variational, limit, **close)
 
 
 def test_the_best_score_on_an_encoder_is_its_log_ratio(x64):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from compilation import quickly
 
-from theorykit.surrogate import pair_hierarchy
+from theorykit.surrogate import hierarchy, pair_hierarchy
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}  # float64, sums of 81 products
 
@@ -54,6 +54,37 @@ def test_posteriors_are_those_of_enumeration(h, kind):
     )
     per_symbol = np.stack([weights.sum(axis=1) @ (leaves == a) for a in range(3)], axis=2)
     np.testing.assert_allclose(np.exp(quickly(pair_hierarchy.leaf_posterior, h, evidence)), per_symbol, **CLOSE)
+
+
+def factorised(h):
+    """The hierarchy whose siblings are independent given their parent, with the same law of each child."""
+    kernels = jnp.stack([jnp.sum(h.kernels, axis=3), jnp.sum(h.kernels, axis=2)], axis=1)
+    return hierarchy.Hierarchy(kernels, kernels, h.prior)
+
+
+def guessed_and_exact(h):
+    """P(root | leaves) of all leaves that can be: by message passing that factorises, and by enumeration."""
+    joint, leaves = np.asarray(pair_hierarchy.enumerate_joint(h)), all_leaves()
+    possible = joint.sum(axis=0) > 0
+    guess = quickly(
+        lambda text: hierarchy.root_posterior(factorised(h), text=text), jnp.asarray(leaves[possible], jnp.int32)
+    )
+    return np.exp(guess), (joint[:, possible] / joint[:, possible].sum(axis=0)).T
+
+
+def test_messages_that_factorise_miss_what_siblings_say_together(h):
+    found, exact = guessed_and_exact(h)
+    # Two siblings fix their parent. One law for each child leaves the root open, and often names another.
+    np.testing.assert_array_equal(np.sort(exact, axis=1), [[0, 0, 1]] * len(exact))
+    assert np.all(np.max(np.abs(found - exact), axis=1) > 0.01)
+    assert np.mean(np.argmax(found, axis=1) != np.argmax(exact, axis=1)) > 0.1
+
+
+def test_messages_that_factorise_are_exact_where_the_siblings_do(h):
+    # The control of the test above: the same guess, for pairs that are products of the same laws of each child.
+    left, right = (jnp.sum(h.kernels, axis=axis) for axis in (3, 2))
+    found, exact = guessed_and_exact(h._replace(kernels=left[:, :, :, None] * right[:, :, None, :]))
+    np.testing.assert_allclose(found, exact, **CLOSE)
 
 
 def test_clean_leaves_fix_the_root(h):

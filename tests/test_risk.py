@@ -273,6 +273,17 @@ def test_derivatives_in_the_joint_or_the_count_are_refused(x64):
         jax.grad(contrastive_risk, argnums=2)(joint, score, 3.0)
 
 
+@pytest.mark.parametrize("symbols", [64, 512])
+def test_value_and_gradient_take_a_few_tables_and_a_block_of_nodes_in_memory(x64, symbols):
+    table = jax.ShapeDtypeStruct((512, symbols), jnp.float64)
+    program = jax.jit(jax.value_and_grad(contrastive_risk, argnums=1))
+    found = program.lower(table, table, jax.ShapeDtypeStruct((), jnp.float64)).compile().memory_analysis()
+    # A block of nodes is 4 MiB; compiled, four of them are alive at once (17 MiB and 20 MiB in all were found), and one
+    # more is left to other compilers. Four tables: joint, scores and gradient, inside the loop and after. Blocks of 32
+    # nodes whatever the size of the table would take 132 MiB for the larger one.
+    assert found.temp_size_in_bytes < 5 * 2**22 + 4 * 8 * 512 * symbols
+
+
 # ---------------------------------------------------------------- sampling
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from theorykit.surrogate import risk
 from theorykit.surrogate.information_loss import log_model_ratio, sufficiency
-from theorykit.surrogate.joint import density_ratio
+from theorykit.surrogate.joint import check_joint, check_score, density_ratio
 
 # An excess was seen to err by up to four roundings of L1; below so many of them its ratio to S has no digit left.
 ROUNDINGS = 16
@@ -32,7 +32,9 @@ class Chain(NamedTuple):
     factor, upper
         C with S <= C excess, infinite for one candidate, and C excess.
     ratio
-        S / excess, what C bounds; not-a-number where the excess is lost in the rounding of the two risks.
+        S / excess, what C bounds; not-a-number where the excess is lost in the rounding of the two risks, or infinite.
+    floor_factor
+        T4's constant in place of C, which knows a lower bound of w too and is never smaller.
     """
 
     risk: Float[Array, ""]
@@ -43,6 +45,7 @@ class Chain(NamedTuple):
     factor: Float[Array, ""]
     upper: Float[Array, ""]
     ratio: Float[Array, ""]
+    floor_factor: Float[Array, ""]
 
 
 def chain(
@@ -55,10 +58,14 @@ def chain(
     with C the `ceiling_factor` at B the largest of r and w where p q > 0. `ratio` is what C bounds. The excess is a
     difference of two risks, so that excess and gap err by some roundings of L1, and the inequalities hold up to them.
 
+    At the edges: one candidate has no risk, so that excess and minimum are 0, gap is S, and factors and upper are
+    infinite. A score of -inf where P > 0 makes S and gap infinite, and risk, excess and upper too if K >= 2; gap is so
+    because lists of K times that pair have a probability under P and none under the model.
+
     Parameters
     ----------
     joint, score, candidates, side
-        As in `contrastive_risk`, K >= 2 for a ratio. For both sides the larger factor of the two directions counts.
+        As in `contrastive_risk`, K >= 2 for a ratio. For both sides the larger factors of the two directions count.
 
     Returns
     -------
@@ -69,17 +76,21 @@ def chain(
     TypeError, ValueError
         As `contrastive_risk`.
 
-    Source: derivation (data processing for the lower bound, `ceiling_factor` for the upper one).
+    Source: derivation (data processing for the lower bound, `ceiling_factor` and `floor_factor` for the upper ones).
     """
     value = risk.contrastive_risk(joint, score, candidates, side=side)
     minimum = risk.minimal_risk(joint, candidates, side=side)
     lost, excess = sufficiency(joint, score, side=side), value - minimum
     directions = [(joint, score), (joint.T, score.T)][: 1 if side == "x" else 2]
-    factor = jnp.max(jnp.stack([_factor(p, s, candidates) for p, s in directions]))
+    k = jnp.asarray(candidates, joint.dtype)
+    both = [_factors(p, s, k) for p, s in directions]
+    factor, across = (jnp.max(jnp.stack(each)) for each in zip(*both, strict=True))
+    # inf - inf where the score rules out what happens.
+    gap = jnp.where(jnp.isinf(lost), jnp.inf, lost - excess)
     upper = jnp.where(jnp.isinf(factor), jnp.inf, factor * jnp.where(jnp.isinf(factor), 0.0, excess))
     seen = jnp.abs(excess) > ROUNDINGS * jnp.finfo(excess.dtype).eps * jnp.abs(value)
     ratio = jnp.where(seen, lost / jnp.where(seen, excess, 1.0), jnp.nan)
-    return Chain(value, minimum, excess, lost, lost - excess, factor, upper, ratio)
+    return Chain(value, minimum, excess, lost, gap, factor, upper, ratio, across)
 
 
 def ceiling_factor(ceiling: Float[Array, ""], candidates: risk.Candidates) -> Float[Array, ""]:
@@ -157,11 +168,7 @@ def floor_factor(
     """
     _check_bound("floor_factor", "ceiling", ceiling)
     _check_bound("floor_factor", "inverse_floor", inverse_floor)
-    k = _count("floor_factor", candidates, ceiling.dtype)
-    small = jnp.where(k > 1, 1 + 4 * ceiling**3 * inverse_floor / k, jnp.inf)  # Excess_1 = 0
-    enough = (k > 1) & (k > 2 * ceiling * inverse_floor)
-    large = 1 / (1 - jnp.where(enough, 2 * ceiling * inverse_floor, 0.0) / k)
-    return jnp.where(enough, jnp.minimum(small, large), small)
+    return _by_floor(ceiling, inverse_floor, _count("floor_factor", candidates, ceiling.dtype))
 
 
 def extremes(joint: Float[Array, "nx ny"], score: Float[Array, "nx ny"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -179,20 +186,30 @@ def extremes(joint: Float[Array, "nx ny"], score: Float[Array, "nx ny"]) -> tupl
     Raises
     ------
     TypeError, ValueError
-        If the joint is not one, see `check_joint`.
+        As `contrastive_risk`.
     """
+    check_joint(joint, "extremes")
+    check_score(joint, score, "extremes")
     ratio, w = density_ratio(joint), jnp.exp(log_model_ratio(joint, score))
     seen = (jnp.sum(joint, axis=1) > 0)[:, None] & (jnp.sum(joint, axis=0) > 0)[None, :]
     largest = jnp.max(jnp.where(seen, jnp.maximum(ratio, w), 1.0))
     return largest, 1 / jnp.min(jnp.where(seen, w, 1.0))
 
 
-def _factor(joint, score, candidates):
-    return _by_ceiling(extremes(joint, score)[0], jnp.asarray(candidates, joint.dtype))
+def _factors(joint, score, k):
+    ceiling, inverse_floor = extremes(joint, score)
+    return _by_ceiling(ceiling, k), _by_floor(ceiling, inverse_floor, k)
 
 
 def _by_ceiling(ceiling, k):
     return 1 + (2 * ceiling - 1) / (k - 1)  # infinite at K = 1, where the excess is 0
+
+
+def _by_floor(ceiling, inverse_floor, k):
+    small = jnp.where(k > 1, 1 + 4 * ceiling**3 * inverse_floor / k, jnp.inf)  # Excess_1 = 0
+    enough = (k > 1) & (k > 2 * ceiling * inverse_floor)
+    large = 1 / (1 - jnp.where(enough, 2 * ceiling * inverse_floor, 0.0) / k)
+    return jnp.where(enough, jnp.minimum(small, large), small)
 
 
 def _check_bound(where, name, bound):

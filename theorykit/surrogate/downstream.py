@@ -234,6 +234,7 @@ def prompt_coefficient(
     Source: derivation (second-order expansion of the logarithm; prompts of different classes are independent).
     """
     given_text = _labels_given_text(label_text, joint, "prompt_coefficient")
+    check_score(joint, score, "prompt_coefficient")
     w = jnp.exp(log_model_ratio(joint, score))
     classes = jnp.sum(label_text, axis=1)
     prompts = label_text / jnp.where(classes > 0, classes, 1.0)[:, None]  # P(y|c)

@@ -21,6 +21,7 @@ Source: Oko, Lin, Cai, Mei (arXiv 2501.04641), Mei (arXiv 2404.18444).
 
 from theorykit.surrogate._bayes import Losses, Risks, bayes_losses, bayes_risks, paired_excess
 from theorykit.surrogate._beliefs import beliefs
+from theorykit.surrogate._hierarchy_enumeration import all_leaves, enumerate_joint
 from theorykit.surrogate._hierarchy_inference import (
     denoise,
     leaf_posterior,
@@ -32,9 +33,7 @@ from theorykit.surrogate._hierarchy_inference import (
 from theorykit.surrogate._hierarchy_model import (
     Hierarchy,
     Sample,
-    all_leaves,
     check_hierarchy,
-    enumerate_joint,
     random_hierarchy,
     sample,
 )

@@ -114,7 +114,8 @@ def sufficiency(
 
     .. math:: S(s) = E_p \, KL(P(\cdot|x) \,\|\, P_s(\cdot|x)) = E_{pq} \big[ r \ln (r / w) - r + w \big]
 
-    In the last form every term is nonnegative, so that a small S does not come from cancelling large ones.
+    In the last form every term is nonnegative, so that a small S does not come from cancelling large ones. This is S of
+    f = t ln t. For another convex f a score loses `variational_risk(joint, score, f) + f_information(joint, f.value)`.
 
     Parameters
     ----------
@@ -253,6 +254,13 @@ def variational_risk(
     .. math:: R_f(s) = -E_P s + E_p \inf_c \big[ c + E_q f^*(s - c) \big], \qquad \inf_s R_f(s) = -I_f(X; Y)
 
     at s = f'(r), where c = 0. The infimum over c is found by bisection of E_q (f*)'(s - c) = 1, which is monotone.
+
+    What a score loses is a Bregman divergence from the model w = (f*)'(s - c) that it stands for, with E_q w = 1,
+
+    .. math:: R_f(s) + I_f(X; Y) = E_{pq} \big[ f(r) - f(w) - f'(w) (r - w) \big]
+
+    where f'(w) = s - c: of f = t ln t the sufficiency, R_f being `limiting_risk`, and of (t - 1)^2 the mean of
+    (r - w)^2. As a difference it errs by some roundings of I_f.
 
     Parameters
     ----------
