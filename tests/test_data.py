@@ -172,6 +172,15 @@ def test_rows_that_are_no_square_images_are_an_error(shape):
         data.augment(KEY, np.zeros(shape, np.float32), **NOTHING)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_images_that_are_not_finite_are_an_error_that_names_the_row(value, convert):
+    images = np.zeros((3, 4), np.float32)
+    images[1, 2] = value
+    with pytest.raises(ValueError, match="row 1 of images is not finite: remove that row, or repair its pixels"):
+        data.augment(KEY, convert(images), **NOTHING)
+
+
 # The sphere ---------------------------------------------------------------------------------------------------------
 
 

@@ -210,6 +210,7 @@ REPAIR, ANEW = "remove or repair", "as an array of numbers"
     (IDX1, idx(LABELS[:2]), "expected 3 labels, found 2 labels for 3 examples in", SPLIT),
     (IDX1, idx(LABELS, 0x0D), "float32 of shape (3,)", CLASS),
     (IDX1, idx(-LABELS.astype(int), 0x09), "expected labels between 0 and", FROM_0),
+    ("test_batch", b"<html>", "a damaged, foreign or refused pickle", PYTHON),
     ("test_batch", CIFAR[:-20], "a damaged, foreign or refused pickle", COPY),
     ("test_batch", CIFAR + b".", "1 trailing bytes", COPY),
     ("test_batch", pickle.dumps([1]), "a damaged, foreign or refused pickle", PYTHON),
@@ -218,6 +219,7 @@ REPAIR, ANEW = "remove or repair", "as an array of numbers"
     ("test_batch", batch(labels=[1.5, 2, 3]), "expected labels as a list of integers, found [1.5, 2, 3]", PYTHON),
     ("test_batch", batch(labels=[1, 2]), "expected 3 labels, found 2", SPLIT),
     ("test_batch", batch(labels=[1, 2, 10]), "expected labels between 0 and 9, found 1 to 10", FROM_0),
+    ("set.npy", b"<html>", "expected a whole npy array", COPY),
     ("set.npy", npy(np.ones((3, 2)))[:-1], "expected a whole npy array", COPY),
     ("set.npy", npy(np.ones((3, 2))) + b"x", "1 trailing bytes", COPY),
     ("set.npy", npy(OBJECTS), "Object arrays cannot be loaded", ANEW),
@@ -225,6 +227,7 @@ REPAIR, ANEW = "remove or repair", "as an array of numbers"
     ("set.npy", npy(np.asarray([["a"]])), "<U1 of shape (1, 1)", ROW),
     ("set.npy", npy(np.asarray([[1.0, np.inf]])), "1 non-finite values, the first at index (0, 1)", REPAIR),
     ("set.npy", npy(np.asarray([[1e300, 1.0]])), "1 non-finite values, the first at index (0, 0)", REPAIR),
+    ("set.npz", b"<html>", "expected a whole npz file", COPY),
     ("set.npz", npz(x=np.ones((3, 2)))[:-30], "expected a whole npz file", COPY),
     ("set.npz", npz(inputs=np.ones((3, 2))), "images (and labels), found inputs", "numpy.savez(path, x=..., y=...)"),
     ("set.npz", npz(x=np.ones((3, 2)), y=np.ones(3)), "expected labels as integers", CLASS),
@@ -250,17 +253,20 @@ def test_a_wrong_file_is_an_error_that_names_file_expectation_and_remedy(mnist, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "whole"), [
     ("file-idx", idx(IMAGES)), ("file-idx", gzip.compress(idx(IMAGES), mtime=0)), ("set.npy", npy(IMAGES)),
-    ("set.npz", npz(x=IMAGES, y=LABELS)),
+    ("set.npz", npz(x=IMAGES, y=LABELS)), ("test_batch", CIFAR), ("test_batch", python2_batch(ROWS, LABELS.tolist())),
 ])  # fmt: skip
 def test_no_truncation_and_no_change_of_a_byte_ends_in_another_error(tmp_path, name, whole):
     path = tmp_path / name
-    read = (lambda: data.read_idx(path)) if name == "file-idx" else (lambda: data.load(name, folder=tmp_path))
-    step = len(whole) // 150 + 1  # about 150 places, in every field of the headers
-    for cut in range(0, len(whole), step):
+    readers = {"file-idx": lambda: data.read_idx(path), "test_batch": lambda: data.read_cifar_batch(path)}
+    read = readers.get(name, lambda: data.load(name, folder=tmp_path))
+    # About 150 places all over, and every byte of the two ends, where headers, opcodes and labels are.
+    everywhere, n = range(0, len(whole), len(whole) // 150 + 1), len(whole)
+    places = sorted({*everywhere, *range(min(n, 150)), *range(max(0, n - 50), n)})
+    for cut in places:
         path.write_bytes(whole[:cut])
         with pytest.raises(data.DataError):
             read()
-    for place in range(0, len(whole), step):
+    for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         with contextlib.suppress(data.DataError):
             read()

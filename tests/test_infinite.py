@@ -315,6 +315,28 @@ def test_flat_and_shaped_images_give_the_same_kernel():
 
 
 @pytest.mark.parametrize(
+    "encoder",
+    [
+        MLP(8, 2, use_bias=True, weight_std=1.3, bias_std=0.6, parametrisation="standard"),
+        CNN(4, 2, (2, 2, 1), depth=2, use_bias=True, weight_std=0.8, bias_std=0.6, parametrisation="standard"),
+    ],
+)
+def test_the_gaussian_process_of_standard_parametrisation_is_the_one_of_ntk_parametrisation(encoder):
+    x, seeds = rows(2, 4, dtype="float32"), 4096
+    expected = np.asarray(infinite_nngp(encoder, x))
+    np.testing.assert_array_equal(expected, infinite_nngp(encoder.clone(parametrisation="ntk"), x))
+    # The covariance of outputs: with one hidden layer a mean over independent units, hence the limit at any width.
+    outputs = jax.jit(jax.vmap(lambda key: encoder.init_with_output(key, x)[0]))(
+        jax.random.split(jax.random.key(0), seeds)
+    )
+    products = np.einsum("sio,sjo->sij", outputs, outputs) / 2
+    error = np.std(products, axis=0, ddof=1) / np.sqrt(seeds)
+    # 3 distinct entries: all within 4.5 standard errors but for one set in 5 10^4; a kernel 20% off is told apart.
+    assert np.all(np.abs(np.mean(products, axis=0) - expected) < 4.5 * error)
+    assert np.any(np.abs(np.mean(products, axis=0) - 1.2 * expected) > 4.5 * error)
+
+
+@pytest.mark.parametrize(
     ("encoder", "message"),
     [
         (Transformer(8, 2), r"softmax attention.*ntk\.empirical_ntk"),

@@ -47,10 +47,10 @@ def naive_info_nce(za, zb, s=s_cosine, tau=1.0, negatives=()):
     return total
 
 
-def naive_nt_xent(za, zb, s=s_cosine, tau=1.0):
-    n, views, total = len(za), [*za, *zb], 0.0
+def naive_nt_xent(za, zb, s=s_cosine, tau=1.0, negatives=()):
+    n, views, total = len(za), [*za, *zb, *negatives], 0.0
     for i in range(2 * n):
-        weights = [math.exp(s(views[i], views[j]) / tau) for j in range(2 * n)]
+        weights = [math.exp(s(views[i], v) / tau) for v in views]
         total -= math.log(weights[(i + n) % (2 * n)] / math.fsum(w for j, w in enumerate(weights) if j != i)) / (2 * n)
     return total
 
@@ -111,6 +111,15 @@ TWO_VIEWS |= {
     "vicreg": (lambda a, b, tau: vicreg(a, b), lambda a, b, tau: naive_vicreg(a, b)),
 }
 SCORES = [name for name in TWO_VIEWS if "-" in name]
+
+
+def with_queue(loss, s):
+    return lambda a, b, c, tau: loss(a, b, similarity=s[0], temperature=tau, negatives=c)
+
+
+# Every loss that takes negatives beside the two views, as functions of (za, zb, negatives, temperature).
+BESIDE = {f"linear-{k}": lambda a, b, c, tau, s=s: linear(a, b, c, similarity=s[0]) for k, s in SIMILARITY.items()}
+BESIDE |= {f"{f.__name__}-queue-{k}": with_queue(f, s) for f in (info_nce, nt_xent) for k, s in SIMILARITY.items()}
 every_loss = pytest.mark.parametrize("name", TWO_VIEWS)
 N, Z = 5, 3  # one shape for most tests, so that each loss is compiled once
 
@@ -118,11 +127,13 @@ N, Z = 5, 3  # one shape for most tests, so that each loss is compiled once
 @functools.cache
 def compiled(name):
     """(za, zb, temperature) -> (loss, (gradient a, gradient b)); compiled once per dtype and shape."""
+    if name in BESIDE:
+        return jax.jit(jax.value_and_grad(BESIDE[name], (0, 1, 2)))
     return jax.jit(jax.value_and_grad(TWO_VIEWS[name][0], (0, 1)))
 
 
-def evaluate(name, za, zb, tau=0.7):  # a temperature other than 1, so that a forgotten one shows
-    return compiled(name)(za, zb, jnp.asarray(tau, za.dtype))
+def evaluate(name, za, zb, tau=0.7, beside=()):  # a temperature other than 1, so that a forgotten one shows
+    return compiled(name)(za, zb, *beside, jnp.asarray(tau, za.dtype))
 
 
 def rows(seed, *shape):
@@ -156,13 +167,13 @@ def test_naive_loops_agree_for_every_shape_and_temperature(n, z, q, tau):
     @jax.jit
     def values(za, zb, negatives, tau):
         others = [LOSSES[name](za, zb, similarity=cosine, temperature=tau) for name in ("nt_xent", "clip", "logistic")]
-        return [info_nce(za, zb, temperature=tau, negatives=negatives), *others]
+        return [*(loss(za, zb, temperature=tau, negatives=negatives) for loss in (info_nce, nt_xent)), *others]
 
     with jax.enable_x64(True):
         za, zb = views(n + 10 * z, n, z)
         queue = jnp.asarray(rows(q, q, z))
         a, b = za.tolist(), zb.tolist()
-        expected = [naive_info_nce(a, b, tau=tau, negatives=queue.tolist())]
+        expected = [f(a, b, tau=tau, negatives=queue.tolist()) for f in (naive_info_nce, naive_nt_xent)]
         expected += [f(a, b, s_cosine, tau) for f in (naive_nt_xent, naive_clip, naive_logistic)]
         # atol: a loss near 0 is the logarithm of a ratio near 1, so its error is absolute
         np.testing.assert_allclose(values(za, zb, queue, jnp.asarray(tau)), expected, rtol=1e-12, atol=1e-12)
@@ -199,18 +210,12 @@ def test_registry_holds_each_two_view_loss_under_its_name():
 # ---------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("name", [*TWO_VIEWS, "linear-dot", "linear-cosine", "queue"])
+@pytest.mark.parametrize("name", [*TWO_VIEWS, *BESIDE])
 def test_gradient_equals_central_differences(x64, name):
-    if name in TWO_VIEWS:
-        point = jnp.stack(views())
-        loss = functools.partial(TWO_VIEWS[name][0], tau=0.7)
-        value, gradient = evaluate(name, *point)
-    else:
-        point = jnp.stack([*views(), third()])
-        loss = lambda a, b, c: info_nce(a, b, temperature=0.7, negatives=c)  # noqa: E731
-        if name != "queue":
-            loss = functools.partial(linear, similarity=SIMILARITY[name[7:]][0])
-        value, gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*point)
+    beside = [third()] if name in BESIDE else []
+    point = jnp.stack([*views(), *beside])
+    value, gradient = evaluate(name, *point[:2], beside=beside)
+    loss = functools.partial(BESIDE[name] if beside else TWO_VIEWS[name][0], tau=0.7)
     step = 1e-5
     moves = step * jnp.eye(point.size).reshape(-1, *point.shape)
     along = jax.jit(jax.vmap(lambda move: loss(*(point + move))))
@@ -308,7 +313,9 @@ def test_equal_scores_give_exactly_the_logarithm_of_the_number_of_candidates(x64
     for name, candidates in (("info_nce", N), ("clip", N), ("nt_xent", 2 * N - 1)):
         for s in SIMILARITY:
             assert float(evaluate(f"{name}-{s}", same, same)[0]) == pytest.approx(math.log(candidates), rel=1e-15)
-    assert float(info_nce(same, same, negatives=same[:4])) == pytest.approx(math.log(N + 4), rel=1e-15)
+    for name, candidates in (("info_nce-queue-cosine", 2 * N), ("nt_xent-queue-cosine", 3 * N - 1)):
+        value, _ = evaluate(name, same, same, beside=[same])
+        assert float(value) == pytest.approx(math.log(candidates), rel=1e-15)
     assert float(evaluate("logistic-dot", 0 * same, same)[0]) == pytest.approx(2 * math.log(2), rel=1e-15)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_losses import (
+    BESIDE,
     SCORES,
     TWO_VIEWS,
     N,
@@ -17,6 +18,7 @@ from test_losses import (
     every_loss,
     rows,
     s_cosine,
+    third,
     views,
 )
 
@@ -26,24 +28,33 @@ from theorykit.losses import LOSSES, barlow_twins, clip, info_nce, linear, logis
 
 
 @pytest.mark.slow
-@every_loss
+@pytest.mark.parametrize("name", [*TWO_VIEWS, *BESIDE])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_float32_at_temperature_1e_3_and_norm_1e4_agrees_with_float64(name, aligned):
     tau, norm = 1e-3, 1e4
     za = rows(1, N, Z)
     zb = za if aligned else rows(2, N, Z)
-    za, zb = ((norm * x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (za, zb))
-    value, gradient = evaluate(name, jnp.asarray(za), jnp.asarray(zb), tau)
+    points = [za, zb, rows(3, N, Z)] if name in BESIDE else [za, zb]
+    points = [(norm * x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in points]
+
+    def at(dtype):
+        za, zb, *beside = (jnp.asarray(x, dtype) for x in points)
+        return evaluate(name, za, zb, tau, beside)
+
+    value, gradient = at(jnp.float32)
     with jax.enable_x64(True):
-        exact, exact_gradient = evaluate(name, jnp.asarray(za, jnp.float64), jnp.asarray(zb, jnp.float64), tau)
+        exact, exact_gradient = at(jnp.float64)
     # A score, a correlation or a covariance has a relative error of about (N + Z) eps, and the loss sums terms of size
     # `size`. Softmax and sigmoid turn the absolute error of their logits, 1/tau under cosine, into a relative error of
     # the gradient, and round it at eps times the slope of the logits. Under dot products the logits, of size 1e11, are
-    # further apart than their errors: the softmax is one candidate, the same in both precisions.
+    # further apart than their errors: the softmax is one candidate, the same in both precisions. The linear loss has no
+    # logits, and the gradient of a cosine is a difference of unit vectors over the norm, exactly 0 for aligned views.
     eps = (N + Z) * float(np.finfo(np.float32).eps)
     cosines = name.endswith("cosine")
     score, slope = (1.0, 1 / norm) if cosines else (norm**2, norm)
-    if name in SCORES and not name.startswith("spectral"):
+    if name.startswith("linear"):
+        size, amplified, floor = score, 1.0, slope if cosines else 0.0
+    elif name in (*SCORES, *BESIDE) and not name.startswith("spectral"):
         size, amplified, floor = score / tau, 1 / tau if cosines else 1.0, slope / tau
     else:
         size, amplified, floor = (score**2 if name in SCORES else max(1.0, float(exact))), 1.0, 0.0
@@ -54,11 +65,15 @@ def test_float32_at_temperature_1e_3_and_norm_1e4_agrees_with_float64(name, alig
         np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", [name for name in SCORES if name.endswith("cosine")])
+@pytest.mark.parametrize("name", [name for name in (*SCORES, *BESIDE) if name.endswith("cosine")])
 def test_zero_vectors_give_finite_losses_and_a_zero_gradient_row(name):
     za, zb = views(dtype=jnp.float32)
-    value, (da, db) = evaluate(name, za.at[2].set(0.0), zb.at[1].set(0.0))
-    assert np.isfinite(value) and np.all(np.isfinite(da)) and np.all(np.isfinite(db))
+    beside = [third().astype(jnp.float32).at[0].set(0.0)] if name in BESIDE else []
+    value, (da, db, *dc) = evaluate(name, za.at[2].set(0.0), zb.at[1].set(0.0), beside=beside)
+    assert np.isfinite(value) and all(np.all(np.isfinite(gradient)) for gradient in (da, db, *dc))
+    for gradient in dc:
+        np.testing.assert_array_equal(gradient[0], 0.0)
+        assert np.all(np.any(np.asarray(gradient)[[1, 3, 4]] != 0, axis=1))
     np.testing.assert_array_equal(da[2], 0.0)
     np.testing.assert_array_equal(db[1], 0.0)
     assert np.all(np.any(np.asarray(da)[[0, 1, 3, 4]] != 0, axis=1))
@@ -142,8 +157,9 @@ def test_negatives_of_the_linear_loss_must_fit_the_anchors(as_users_run, negativ
         linear(F32, F32, jnp.asarray(negatives, jnp.float32))
 
 
-def test_a_queue_must_hold_embeddings_of_the_same_kind(as_users_run):
-    with pytest.raises(ValueError, match="negatives have shape"):
-        info_nce(F32, F32, negatives=jnp.ones((4, 3)))
-    with pytest.raises(TypeError, match="negatives has dtype"):
-        info_nce(F32, F32, negatives=jnp.ones((4, 2), jnp.float16))
+@pytest.mark.parametrize("loss", [info_nce, nt_xent])
+def test_a_queue_must_hold_embeddings_of_the_same_kind(as_users_run, loss):
+    with pytest.raises(ValueError, match=f"^{loss.__name__}: negatives have shape"):
+        loss(F32, F32, negatives=jnp.ones((4, 3)))
+    with pytest.raises(TypeError, match=f"^{loss.__name__}: negatives has dtype"):
+        loss(F32, F32, negatives=jnp.ones((4, 2), jnp.float16))

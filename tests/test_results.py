@@ -145,6 +145,24 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed
     assert toy.computed() == 0
 
 
+def test_a_result_in_a_store_that_cannot_be_written_is_read_with_a_warning(toy, monkeypatch):
+    result = toy.run()
+    before = {file.name: file.read_bytes() for file in result.path.iterdir()}
+    toy.edit("results.threshold(0.5", "results.threshold(2.5")  # other verdicts than those stored
+
+    def refuse(path, text):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(_files, "write_text", refuse)
+    for call in (toy.load, toy.run):
+        with pytest.warns(UserWarning, match=re.escape(str(result.path)) + " keeps its earlier verdicts.*Read-only"):
+            again = call()
+        assert [v.outcome for v in again.verdicts] == ["supported", "supported"]
+        np.testing.assert_array_equal(again.arrays["squares"], result.arrays["squares"])
+    assert toy.computed() == 3
+    assert {file.name: file.read_bytes() for file in result.path.iterdir()} == before
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 

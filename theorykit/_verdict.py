@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # The table points out a bound that stays an order of magnitude away at every point.
 LOOSE = 10.0
 EXPECTED = {"claim": "supported", "control": "refuted", "finding": "refuted"}
@@ -156,3 +158,12 @@ def _notes(v: Verdict) -> list[str]:
     if (v.details.get("loose") or 0) >= LOOSE:
         notes.append(f"the bound is loose by {v.details['loose']:.3g} at its tightest point")
     return notes
+
+
+def plain(value: Any) -> Any:
+    """NumPy values as the plain ones that JSON gives back."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

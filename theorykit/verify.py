@@ -54,7 +54,7 @@ from theorykit._statistics import (
     slope_fit,
     welch_interval,
 )
-from theorykit._verdict import EXPECTED, OUTCOMES, Claim, Verdict, from_json, table, to_json
+from theorykit._verdict import EXPECTED, OUTCOMES, Claim, Verdict, from_json, plain, table, to_json
 
 __all__ = [
     "EXPECTED",
@@ -78,7 +78,11 @@ __all__ = [
     "to_json",
 ]
 
-# A complete run has about a hundred verdicts; at 99.9% at most one run in ten has a false alarm (100 x 0.001).
+# A verdict from an interval over seeds or a null distribution decides wrongly (it refutes what is true, or supports
+# what is false) with probability at most 1 - LEVEL; for unpaired samples see `separation`. For m such verdicts in a
+# run, the expected number of wrong decisions, and so the chance of any, is at most m (1 - LEVEL), however they depend
+# on each other: for m = 500 one half at 99.9%, and 25 wrong ones at 95%. Identities, exact bounds and deterministic
+# measurements do not err by chance and do not count.
 LEVEL = 0.999
 
 
@@ -256,8 +260,9 @@ def rate(
 
     Parameters and laws as in `slope_fit`. The details hold the slope of each seed, the mean intercept, r2, the largest
     mean residual, the fitted range of x, and the trend: the slope with its interval as the smallest points are dropped,
-    while at least three distinct points remain. A law that holds only in the limit shows itself there. With
-    `deterministic` the interval is a point, y (points,) or (1, points). Raises as `slope_fit` does.
+    while at least three distinct points remain. A law that holds only in the limit shows itself there. So does a law of
+    another form, which is supported too if its fitted slope over this range happens to be right. With `deterministic`
+    the interval is a point, y (points,) or (1, points). Raises as `slope_fit` does.
     """
     check_options(margin, level, side)
     if not np.isfinite(predicted):
@@ -378,7 +383,7 @@ def _verdict(
         margin=float(margin),
         experiment=None,
         preset=None,
-        details=_plain(about),
+        details=plain(about),
     )
 
 
@@ -387,12 +392,3 @@ def _undecided(claim: Claim, kind: str, predicted: Any, margin: Any, about: dict
     reasons = [count_not_finite(name, array) for name, array in arrays.items()]
     about["reason"] = ", ".join(reason for reason in reasons if reason)
     return _verdict(claim, kind, "inconclusive", math.nan, -math.inf, math.inf, predicted, margin, about)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy values as the plain ones that JSON gives back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

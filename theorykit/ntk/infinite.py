@@ -6,12 +6,12 @@ its outputs tend to a Gaussian process with covariance Σ(x, x') I_z. A dense la
 convolutions do the same for pairs of positions.
 
 Σ is the same in standard parametrisation, which draws the same functions, and `infinite_nngp` takes both. Θ of standard
-parametrisation is left out on purpose: there a layer's share of the tangent kernel is fan_in / σ_w² times its share in
-NTK parametrisation (a bias's 1 / σ_b² times), so the sum grows with the width. Divided by the width it tends to the
-shares of the layers behind the first alone, the kernel of another network, of which no statement here speaks.
+parametrisation is left out on purpose. There a layer's weights add fan_in / σ_w² times what they add in NTK
+parametrisation, and its bias 1 / σ_b² times, so that Θ grows with the width. Divided by the width it tends to what the
+weights behind the first layer add, as if the first layer and the biases were frozen: no statement here is about that.
 
-This file translates `encoder.infinite_layers()` into neural-tangents'
-layers, and computes in float64 and in blocks of bounded memory, whatever the dtype of the inputs.
+This file translates `encoder.infinite_layers()` into neural-tangents' layers, and computes in float64 and in blocks of
+bounded memory, whatever the dtype of the inputs.
 
 neural-tangents 0.6.5, its last release, imports names that JAX has since moved and an experimental module that needs
 TensorFlow. `neural_tangents()` lends it those names for the time of its import and takes them back.
