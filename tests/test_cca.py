@@ -1,7 +1,5 @@
 """Canonical correlations: the definition, numpy in float64 and scikit-learn as references, the limits of the input."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +7,10 @@ import pytest
 import scipy.linalg
 import sklearn.cross_decomposition
 
-from theorykit import data, encoders, ntk
 from theorykit.spectral import _krylov, cca, pca
 
 KEY = jax.random.key(0)
 EPS32 = float(np.finfo(np.float32).eps)
-needs_infinite = pytest.mark.skipif(
-    importlib.util.find_spec("neural_tangents") is None, reason="neural-tangents, an optional extra, is not installed"
-)
 
 
 def centred(x):
@@ -215,6 +209,34 @@ def test_repeated_correlations_determine_the_span(x64):
     assert cut.status == _krylov.ROUNDING and cut.angle > pca.TOLERANCE
 
 
+def test_the_dense_solver_does_not_report_a_cut_through_repeated_correlations(x64):
+    x, y = with_correlations([0.9, 0.5, 0.5, 0.5, 0.2], 6, 6, 40)
+    a = reference(x, y, 4)[1]
+    cut = cca.cca(x, y, 2)
+    np.testing.assert_allclose(cut.correlations, [0.9, 0.5], rtol=1e-9)
+    assert sine(centred(x) @ cut.x_weights, centred(x) @ a) < 1e-8  # inside what is determined, only in part spanned
+    assert cut.angle == 0 and cut.describe() == "solved densely"
+
+
+@pytest.mark.parametrize("method", ["exact", "randomised"])
+@pytest.mark.parametrize("constant", ["x", "y"])
+def test_a_view_that_does_not_vary_is_an_error(method, constant):
+    views = {name: GOOD[:, :2] for name in "xy"} | {constant: np.full((12, 2), 0.1, np.float32)}
+    with pytest.raises(ValueError, match=rf"{constant} is the same at all points.*pass views with a feature that"):
+        cca.cca(views["x"], views["y"], 1, method=method, key=KEY)
+
+
+@pytest.mark.slow
+def test_pairs_beyond_the_rank_are_an_error_or_empty_and_reported():
+    x, y = GOOD[:, :1] * np.array([[1, 2]], np.float32), GOOD[:, :2]
+    with pytest.raises(ValueError, match="ranks 1 and 2, and so only 1 pairs of canonical directions: lower k"):
+        cca.cca(x, y, 2)
+    found = cca.cca(x, y, 2, method="randomised", key=KEY)
+    assert found.status == _krylov.ROUNDING and found.angle == np.inf
+    np.testing.assert_allclose(found.correlations, [1, 0], atol=10 * EPS32)
+    assert not np.any(found.x_weights[:, 1]) and not np.any(found.y_weights[:, 1])
+
+
 @pytest.mark.slow
 def test_identical_views_correlate_perfectly(x64):
     x = views()[0][:, :5]
@@ -298,19 +320,6 @@ def test_kernels_of_full_rank_need_a_ridge(x64):
     gram = np.exp(-50 * ((x[:, None] - x[None]) ** 2).sum(-1))
     with pytest.raises(ValueError, match=r"correlations are exactly 1.*pass ridge > 0"):
         cca.kernel_cca(gram, gram + np.eye(40), 2, ridge=0.0)
-
-
-@needs_infinite
-def test_two_views_have_canonical_pairs_in_the_feature_space_of_an_infinitely_wide_encoder(x64):
-    left, right = with_correlations([0.9, 0.8], 3, 3, 40)
-    encoder = encoders.MLP(width=4, features=1, depth=2)
-    kx, ky = (ntk.infinite_ntk(encoder, data.to_sphere(jnp.asarray(view))) for view in (left, right))
-    found = cca.kernel_cca(kx, ky, 2, ridge=0.1)
-    u, v = cca.kernel_transform(found, kx, ky)
-    variance = np.var(u, axis=0, ddof=1)
-    assert np.all((variance > 0) & (variance < 1))
-    # The regularised correlation is the covariance of the variates.
-    np.testing.assert_allclose(np.sum(u * v, axis=0) / 39, found.correlations, rtol=1e-6)
 
 
 # Input that cannot be used

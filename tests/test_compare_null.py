@@ -10,12 +10,14 @@ import scipy.stats
 from comparing import close
 
 from theorykit.spectral.compare import (
+    effective_rank,
     linear_cka,
     linear_fit,
     mean_correlation,
     null,
     null_distances,
     principal_angles,
+    procrustes,
     random_features,
     random_subspaces,
     spectrum_overlap,
@@ -105,6 +107,35 @@ def test_null_of_the_correlation_of_single_sources_is_a_beta_law_and_more_source
     fits_law(one**2, scipy.stats.beta(1 / 2, (n - 2) / 2))
     many = null(jax.random.key(0), correlation, (n, 6, 6), 200, draw=random_features)
     assert jnp.mean(many) > jnp.mean(one) + 0.1
+
+
+def residual_squared(x, y):
+    return procrustes(x, y).residual ** 2
+
+
+@pytest.mark.slow
+def test_null_of_the_procrustes_residual_is_a_beta_law_for_one_feature_and_has_its_exact_mean_for_two():
+    n = 8
+    one = null(jax.random.key(0), residual_squared, (n, 1, 1), 1000, draw=random_features)
+    fits_law(one, scipy.stats.beta((n - 1) / 2, 1 / 2))
+    # 1 - (s1 + s2)^2 / (|X|^2 |Y|^2) with (s1 + s2)^2 = |X^T Y|^2 + 2 |det X^T Y|, of means 4 n and 2 (n - 1) over
+    # that of the denominator, (2 n)^2: the ratio is independent of the lengths.
+    two = null(jax.random.key(1), residual_squared, (n, 2, 2), 1000, draw=random_features)
+    within_noise(two, 1 - (6 * n - 2) / (2 * n) ** 2)
+
+
+def rank_of_the_first(x, _):
+    return effective_rank(x)
+
+
+@pytest.mark.parametrize("n", [2, 6])
+def test_null_of_the_effective_rank_of_two_features_has_its_exact_law(n):
+    """With s1 = r cos(phi), s2 = r sin(phi) the Wishart density gives sin(2 phi)^(n - 1) uniform on [0, 1]."""
+    found = null(jax.random.key(0), rank_of_the_first, (n, 2, 1), 1000, draw=random_features)
+    phi = np.linspace(1e-9, np.pi / 4, 100_001)
+    q = np.cos(phi) / (np.cos(phi) + np.sin(phi))
+    ranks = np.exp(-q * np.log(q) - (1 - q) * np.log1p(-q))  # rises with phi, from 1 to 2
+    fits_law(np.interp(found, ranks, np.sin(2 * phi) ** (n - 1)), scipy.stats.uniform())
 
 
 def test_null_draws_are_reproducible_and_independent():

@@ -108,11 +108,11 @@ def test_vicreg_optimum_attains_its_loss_and_is_stationary(x64, kind, kernel):
         gram = x @ x.T
         for ridge in (0.0, RIDGE, 0.3):
             best = optimum(joint, gram, BETA, ridge)
-            # The kernel's smallest eigenvalue, about 1e-3 of the largest, and mu = 0.6 - ridge / kappa lose digits.
-            np.testing.assert_allclose(loss_of(joint, best.coefficients, gram, BETA, ridge), best.loss, rtol=1e-8)
+            # Eigenvalues of K spread by up to 6e4 here, and weights reach 50: digits are lost to 1e-11 at worst.
+            np.testing.assert_allclose(loss_of(joint, best.coefficients, gram, BETA, ridge), best.loss, rtol=1e-9)
             weights = x.T @ best.coefficients
-            np.testing.assert_allclose(x @ weights, best.embeddings, rtol=1e-7, atol=1e-8)
-            np.testing.assert_allclose(gradient_in_weights(weights, joint, x, BETA, ridge), 0, atol=1e-7)
+            np.testing.assert_allclose(x @ weights, best.embeddings, atol=1e-9)
+            np.testing.assert_allclose(gradient_in_weights(weights, joint, x, BETA, ridge), 0, atol=1e-9)
 
 
 @every_graph
@@ -143,7 +143,7 @@ def test_invariance_one_and_no_penalty_give_the_spectral_optimum(x64):
         best, spectral = optimum(joint, jnp.eye(N), 1.0, 0.0), spectral_optimum(joint, K)
         np.testing.assert_allclose(best.loss, K + spectral.loss, **CLOSE)
         scores = spectral.fa @ spectral.fa.T
-        np.testing.assert_allclose(best.embeddings @ best.embeddings.T, scores, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(best.embeddings @ best.embeddings.T, scores, rtol=1e-9, atol=1e-9)
 
 
 def test_a_strong_penalty_leaves_nothing(x64):
@@ -165,7 +165,7 @@ def test_points_without_mass_take_the_values_of_the_function(x64):
     best = optimum(joint, x @ x.T, BETA, RIDGE)
     w = x.T @ best.coefficients
     assert np.any(np.abs(best.embeddings[:2]) > 1e-3)
-    np.testing.assert_allclose(best.embeddings[:2], x[:2] @ w, rtol=1e-8)
+    np.testing.assert_allclose(best.embeddings[:2], x[:2] @ w, rtol=1e-9)
     np.testing.assert_allclose(best.coefficients[:2], 0, atol=1e-12)
 
 

@@ -8,7 +8,6 @@ import sklearn.decomposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theorykit import ntk
 from theorykit.spectral import _krylov, pca
 
 KEY = jax.random.key(0)
@@ -161,6 +160,15 @@ def test_repeated_variances_determine_the_span_and_a_cut_through_them_is_reporte
     assert "larger gap" in cut.describe()
 
 
+def test_the_dense_solver_does_not_report_a_cut_through_repeated_variances(x64):
+    x, components = with_spectrum([2.0, 1.0, 1.0, 1.0, 1.0, 0.1], 40)
+    cut = pca.pca(x, 3)
+    np.testing.assert_allclose(cut.variances, [2, 1, 1], rtol=1e-10)
+    assert sine(cut.components, components[:, :5]) < 1e-10  # inside the eigenspaces, which are determined
+    assert sine(cut.components, components[:, :3]) > 0.1  # which part of the second one is not
+    assert cut.angle == 0 and cut.status == _krylov.CONVERGED and cut.describe() == "solved densely"
+
+
 @pytest.mark.slow
 def test_passes_that_run_out_are_reported_with_the_error_so_far():
     x, components = with_spectrum(SLOW_DECAY, 300)
@@ -239,65 +247,6 @@ def test_exact_components_can_be_traced_and_mapped():
         jax.jit(lambda data: pca.pca(data, 2, method="randomised", key=KEY))(x[0])
 
 
-# Kernel PCA
-
-
-@pytest.mark.slow
-def test_kernel_pca_of_the_linear_kernel_is_pca(x64):
-    x, _ = with_spectrum([3.0, 2.0, 1.0, 0.5], 25, mean=2.0)
-    new = np.random.default_rng(9).standard_normal((6, 4))
-    for centre in (True, False):
-        linear, kernel = pca.pca(x, 3, centre=centre), pca.kernel_pca(x @ x.T, 3, centre=centre)
-        np.testing.assert_allclose(kernel.variances, linear.variances, rtol=1e-10)
-        np.testing.assert_allclose(kernel.total_variance, linear.total_variance, rtol=1e-12)
-        ours, theirs = pca.kernel_transform(kernel, new @ x.T), pca.transform(linear, new)
-        np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-10)  # signs follow another convention
-
-
-def test_kernel_pca_agrees_with_scikit_learn(x64):
-    rng = np.random.default_rng(0)
-    x, new = rng.standard_normal((30, 3)), rng.standard_normal((5, 3))
-    kernel = lambda a, b: np.exp(-0.5 * ((a[:, None] - b[None]) ** 2).sum(-1))  # noqa: E731
-    theirs = sklearn.decomposition.KernelPCA(4, kernel="precomputed").fit(kernel(x, x))
-    ours = pca.kernel_pca(kernel(x, x), 4)
-    np.testing.assert_allclose(ours.variances * 29, theirs.eigenvalues_, rtol=1e-10)
-    np.testing.assert_allclose(pca.kernel_transform(ours, kernel(new, x)), theirs.transform(kernel(new, x)), atol=1e-10)
-
-
-def test_kernel_projections_have_the_variances_and_are_uncorrelated(x64):
-    x = np.random.default_rng(0).standard_normal((40, 3))
-    gram = (1 + x @ x.T) ** 2
-    model = pca.kernel_pca(gram, 5)
-    scores = pca.kernel_transform(model, gram)
-    np.testing.assert_allclose(np.cov(scores.T), np.diag(model.variances), atol=1e-10 * model.variances[0])
-    # Unit norm in the feature space.
-    np.testing.assert_allclose(np.diag(model.coefficients.T @ gram @ model.coefficients), 1, rtol=1e-9)
-
-
-def test_kernel_components_beyond_the_rank_are_zero(x64):
-    x, _ = with_spectrum([2.0, 1.0], 20)
-    model = pca.kernel_pca(x @ x.T, 4)
-    np.testing.assert_allclose(model.variances, [2, 1, 0, 0], atol=1e-12)
-    assert not np.any(model.coefficients[:, 2:])
-    constant = pca.kernel_pca(np.ones((5, 5)), 2)
-    assert not np.any(constant.variances) and not np.any(constant.coefficients)
-
-
-def test_the_neural_tangent_kernel_has_principal_components():
-    x = jax.random.normal(KEY, (12, 3))
-    weights = jax.random.normal(jax.random.key(1), (3, 16))
-
-    def apply(params, x):
-        return jnp.tanh(jnp.matmul(x, params, precision="highest"))[:, :1]
-
-    full = ntk.empirical_ntk(apply, weights, x)
-    model = pca.kernel_pca(full[:, :, 0, 0], 3)
-    scores = pca.kernel_transform(model, full[:, :, 0, 0])
-    np.testing.assert_allclose(np.var(scores, axis=0, ddof=1), model.variances, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"kernel\[:, :, 0, 0\]"):
-        pca.kernel_pca(full, 3)
-
-
 # Input that cannot be used
 
 GOOD = np.eye(4, 3, dtype=np.float32)
@@ -339,28 +288,12 @@ def test_options_that_cannot_be_used_say_why(options, message, as_users_run):
         pca.pca(GOOD, **options)
 
 
-def test_fewer_samples_than_components_is_an_error():
+@pytest.mark.parametrize("method", ["exact", "randomised"])
+def test_fewer_samples_than_components_is_an_error(method):
     with pytest.raises(ValueError, match="data of 3 points in 10 dimensions have no more; lower k or pass more data"):
-        pca.pca(np.ones((3, 10), np.float32), 4)
-
-
-@pytest.mark.parametrize(
-    ("gram", "error", "message"),
-    [
-        (np.eye(3, 4), ValueError, "must be square"),
-        (np.array([[1.0, 1.0], [0.0, 1.0]]), ValueError, "not symmetric"),
-        (np.diag([1.0, 1.0, -1.0]), ValueError, "not positive semidefinite"),
-        (np.diag([1.0, np.nan]), ValueError, "NaN"),
-        (np.eye(2, dtype=complex), TypeError, "complex"),
-    ],
-)
-def test_gram_matrices_that_cannot_be_used_say_why(gram, error, message, as_users_run):
-    with pytest.raises(error, match=message):
-        pca.kernel_pca(gram, 1)
+        pca.pca(np.ones((3, 10), np.float32), 4, method=method, key=KEY)
 
 
 def test_points_of_another_dimension_are_an_error():
     with pytest.raises(ValueError, match="x has 2 columns, but the model was fitted with 3"):
         pca.transform(pca.pca(GOOD, 1), GOOD[:, :2])
-    with pytest.raises(ValueError, match="the same training points"):
-        pca.kernel_transform(pca.kernel_pca(np.eye(4, dtype=np.float32), 1), GOOD)

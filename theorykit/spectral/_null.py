@@ -91,7 +91,10 @@ def null(
     Some are known exactly, for subspaces: E `spectrum_overlap` = k/d, E `projector_distance`^2 = k (1 - k/d), and the
     squared cosine of a random line with a k-dimensional subspace is Beta(k/2, (d-k)/2); for features: E debiased CKA
     = 0, E R^2 of `linear_fit` = p/(n-1) for n > p, and the squared correlation of two of them is Beta(1/2, (n-2)/2).
-    The plain CKA of independent features is not near 0 but near sqrt(p q / ((n+p) (n+q))).
+    The plain CKA of independent features is not near 0 but near sqrt(p q / ((n+p) (n+q))). The squared residual of
+    `procrustes` (scaled) is Beta((n-1)/2, 1/2) for p = 1 and has mean 1 - (3n-1) / (2n^2) for p = 2. `effective_rank`
+    of one set, ``lambda x, _: effective_rank(x)``, is 1 for p = 1; for p = 2 it rises with 2 s1 s2 / (s1^2 + s2^2) of
+    the singular values, whose power n - 1 is uniform on [0, 1].
 
     Parameters
     ----------
@@ -120,7 +123,8 @@ def null(
     Source
     ------
     Definition. Expectations: symmetry of the Haar law under rotations; of CKA, permutations of the samples and the
-    second moments of the Wishart law.
+    second moments of the Wishart law; of Procrustes, (s1 + s2)^2 = |X^T Y|_F^2 + 2 |det X^T Y| and the independence of
+    length and direction; of the effective rank, the density of the Wishart eigenvalues in polar coordinates.
     """
     if count < 1:
         raise ValueError(f"null: count = {count} draws; ask for at least 1")

@@ -28,22 +28,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from theorykit.spectral import _canonical, _krylov
-from theorykit.spectral.pca import (
-    MOST_PASSES,
-    TOLERANCE,
-    Matrix,
-    check_count,
-    check_data,
-    check_finite,
-    check_gram,
-    check_method,
-    dense_moments,
-    feature_directions,
-    hold,
-    largest_sign,
-    project,
-    roots_above_rounding,
-)
+from theorykit.spectral._checks import Matrix, check_count, check_data, check_finite, check_gram, check_method
+from theorykit.spectral._directions import hold, largest_sign, project, roots_above_rounding
+from theorykit.spectral.pca import MOST_PASSES, TOLERANCE, dense_moments, feature_directions
+
+_VARY = "pass views with a feature that varies"
 
 
 class CCA(NamedTuple):
@@ -58,7 +47,8 @@ class CCA(NamedTuple):
     residuals : (k,) norms of what is left of each singular triplet's equations in whitened coordinates, where the
         largest singular value is at most 1; estimated for "randomised", 0 for the dense solver.
     angle : () sine of the largest angle between the spans of the variates and the true ones, estimated from the
-        residuals and the gap below correlation k; infinite where no gap was resolved, 0 for the dense solver.
+        residuals and the gap below correlation k; infinite where no gap was resolved. The dense solver estimates
+        nothing and says 0, also where correlations k and k + 1 are equal and the span is arbitrary among theirs.
     status : () integer, one of CONVERGED, ROUNDING, MAX_STEPS of `_krylov`, as for `PCA`.
     steps : () passes over both views; 0 for the dense solver.
     """
@@ -119,7 +109,8 @@ def cca(
     cost: it pays where dx and dy are too large for a dense decomposition. It works with products of the covariances, so
     the eigenvalues of each, ridge included, may spread by 1/(10 eps) at most, 8e5 in float32; beyond, the status is
     ROUNDING and the angle infinite. The spread, times eps, also limits the angle that it can certify: in float32 the
-    true angle is often ten times better.
+    true angle is often ten times better. It does not count ranks: pairs beyond the rank of a view get correlation 0 to
+    rounding and weights 0, with status ROUNDING and an infinite angle, where "exact" raises an error.
 
     Parameters
     ----------
@@ -137,8 +128,9 @@ def cca(
 
     Raises
     ------
-    ValueError : shapes that do not fit, more pairs than the ranks allow, values that are not finite, a negative ridge,
-        n - 1 less than the sum of the ranks (of dx + dy for "randomised") without ridge, no key.
+    ValueError : shapes that do not fit, more pairs than the ranks allow ("exact"), a view that does not vary, values
+        that are not finite, a negative ridge, n - 1 less than the sum of the ranks (of dx + dy for "randomised")
+        without ridge, no key.
     TypeError : data that are not float32 or float64, or of two dtypes; tracing the randomised method.
 
     Source: Hotelling 1936 (Biometrika 28); Vinod 1976 (J. Econometrics 4) for the ridge; Bjoerck and Golub 1973 (Math.
@@ -155,8 +147,8 @@ def cca(
         return _randomised(x, y, k, ridge, key, tolerance, max_steps)
     x, y = jnp.asarray(x), jnp.asarray(y)
     (mean_x, total_x), (mean_y, total_y) = dense_moments(x, True), dense_moments(y, True)
-    check_finite("x", total_x)
-    check_finite("y", total_y)
+    _check_total("x", total_x)
+    _check_total("y", total_y)
     scaled = jnp.asarray((n - 1) * ridge, x.dtype)
     with _krylov.few_threads(x), _krylov.few_threads(y):
         (qx, ux, sx, vx), (qy, uy, sy, vy) = hold([_decompose(z, m, scaled) for z, m in ((x, mean_x), (y, mean_y))])
@@ -177,8 +169,8 @@ def _randomised(x, y, k, ridge, key, tolerance, max_steps):
             'the ranks are much lower, method="exact", which counts them'
         )
     (mean_x, total_x), (mean_y, total_y) = _krylov.moments(x, True), _krylov.moments(y, True)
-    check_finite("x", total_x)
-    check_finite("y", total_y)
+    _check_total("x", total_x)
+    _check_total("y", total_y)
     found = _canonical.leading_pairs(
         (x, y),
         (mean_x, mean_y),
@@ -341,11 +333,18 @@ def _check_pair(x, y, ridge):
         raise ValueError(f"ridge is {ridge}: pass a finite number >= 0")
 
 
+def _check_total(name, total):
+    """A view of finite values that vary, by the sum of their squares about the mean."""
+    check_finite(name, total)
+    if not isinstance(total, jax.core.Tracer) and float(total) == 0:
+        raise ValueError(f"{name} is the same at all points and has no canonical directions: {_VARY}")
+
+
 def _check_ranks(rank_x, rank_y, n, ridge, k):
     if k > min(rank_x, rank_y):
         raise ValueError(
             f"k is {k}, but the centred views have ranks {rank_x} and {rank_y}, and so only {min(rank_x, rank_y)} "
-            "pairs of canonical directions: lower k"
+            f"pairs of canonical directions: {'lower k' if min(rank_x, rank_y) else _VARY}"
         )
     if not ridge and rank_x + rank_y > n - 1:
         raise ValueError(

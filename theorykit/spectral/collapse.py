@@ -17,6 +17,7 @@ and W_1 W_1^T - W_2^T W_2 stays what it is, for any loss of W_2 W_1 and whether 
 singular vectors that the two layers share, each mode keeps s_1^2 - s_2^2. If the layers do not share them, the matrix
 is conserved and these differences are not.
 
+Losses, velocities and `two_layer_modes` hand a NaN on; the drift and the frozen flow refuse one where it is known.
 Losses are means over the samples here, so time is n times that of the source, which takes sums.
 
 Source: Jing, Vincent, LeCun, Tian (arXiv 2110.09348). The closed form of two frozen layers: derivation.
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from theorykit.similarity import check_views
-from theorykit.spectral.stepwise import check_symmetric
+from theorykit.spectral._checks import check_symmetric, check_values
 
 
 def squared_distance_loss(za: Float[Array, "n z"], zb: Float[Array, "n z"]) -> Float[Array, ""]:
@@ -102,11 +103,12 @@ def drift_matrix(xa: Float[Array, "n m"], xb: Float[Array, "n m"], weights: Floa
     Raises
     ------
     TypeError, ValueError
-        If the views are not floating-point arrays of equal shape, n < 2, or alpha is not (n, n).
+        If the views are not floating-point arrays of equal shape, n < 2, alpha is not (n, n), or a value not finite.
 
     Source: Jing et al. (arXiv 2110.09348).
     """
     check_views("drift_matrix", least=2, xa=xa, xb=xb)
+    check_values("drift_matrix", xa=xa, xb=xb, weights=weights)
     n = xa.shape[0]
     if weights.shape != (n, n):
         raise ValueError(f"weights have shape {weights.shape} for {n} samples: pass softmax_weights, ({n}, {n})")
@@ -137,11 +139,12 @@ def frozen_flow(
 
     Raises
     ------
-    ValueError
-        If X is not a finite symmetric matrix.
+    TypeError, ValueError
+        If X is not a finite symmetric matrix, or weights or times are not real and finite.
 
     Source: Jing et al. (arXiv 2110.09348).
     """
+    check_values("frozen_flow", w0=w0, times=times)
     check_symmetric("the drift", drift)
     values, vectors = jnp.linalg.eigh(drift)
     grown = _product(w0, vectors)[None, :, :] * jnp.exp(times[:, None] * values[None, :])[:, None, :]

@@ -29,6 +29,9 @@ The logarithm of a mean of K - 1 random terms lies below that of its expectation
 K, and the partner among the candidates adds to it. For CLIP A is finite only while sum_i m_i^2 u_i^2 has an exponential
 moment, every canonical weight m_i below 1/sqrt 2: beyond, the limit is approached more slowly than 1/K.
 
+Optima, strengths and shifts refuse numbers that are not finite where these are known; limits and corrections, which
+are formulas to be differentiated or integrated, hand a NaN on.
+
 Source: relative of Ziyin, Lubana, Ueda, Tanaka (arXiv 2210.00638) for InfoNCE; Hotelling 1936 for canonical
 correlations; the limits, the whitened form and the corrections: derivation (Gaussian integrals).
 """
@@ -40,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from theorykit.spectral.stepwise import check_symmetric
+from theorykit.spectral._checks import check_symmetric, check_values
 
 
 class InfoNCEOptimum(NamedTuple):
@@ -122,12 +125,14 @@ def info_nce_strengths(ratios: Float[Array, " k"]) -> Float[Array, " k"]:
 
     Raises
     ------
-    ValueError
-        If a ratio is not positive: along a mode that the two views share without noise the loss has no minimum.
+    TypeError, ValueError
+        If a ratio is not positive: along a mode that the two views share without noise the loss has no minimum. If
+        ratios are not real and finite.
 
     Source: derivation: with y = 1 / (1 + u), the loss is stationary at y^2 + y = 2 r. A relative of Ziyin et al. (arXiv
     2210.00638).
     """
+    check_values("info_nce_strengths", ratios=ratios)
     if not isinstance(ratios, jax.core.Tracer) and not np.all(np.asarray(ratios) > 0):
         raise ValueError(
             f"the smallest ratio is {float(jnp.min(ratios)):.3g}, and the loss has a minimum only where all are "
@@ -267,11 +272,13 @@ def clip_optimum(
     Raises
     ------
     ValueError
-        If a covariance is not finite, symmetric and positive definite, shapes do not match, or k is out of range.
+        If a covariance is not finite, symmetric and positive definite, the cross-covariance not finite, shapes do not
+        match, or k is out of range.
 
     Source: derivation. With B = Sxx^{1/2} M Syy^{1/2} the loss is |B - Sxx^{-1/2} Sxy Syy^{-1/2}|_F^2 / 2 up to a
     constant; then Eckart and Young 1936. Hotelling 1936 for canonical correlations.
     """
+    check_values("clip_optimum", cross=cross)
     if cross.shape != (cov_a.shape[0], cov_b.shape[0]):
         raise ValueError(
             f"the cross-covariance has shape {cross.shape} for views of dimension {cov_a.shape[0]} and "
@@ -324,11 +331,13 @@ def clip_shift(correlations: Float[Array, " k"]) -> Float[Array, " k"]:
 
     Raises
     ------
-    ValueError
-        If a correlation is 1/sqrt 2 or more: the shift is then of larger order than 1/K.
+    TypeError, ValueError
+        If a correlation is 1/sqrt 2 or more: the shift is then of larger order than 1/K. If correlations are not real
+        and finite.
 
     Source: derivation: minus the gradient of `clip_correction` at m = rho; the curvature of the limit is 1.
     """
+    check_values("clip_shift", correlations=correlations)
     if not isinstance(correlations, jax.core.Tracer) and np.any(2 * np.asarray(correlations) ** 2 >= 1):
         raise ValueError(
             f"the largest correlation is {float(jnp.max(jnp.abs(correlations))):.4g}, and the shift is of order 1/K "

@@ -18,8 +18,9 @@ rounding; they complete the orthonormal basis and mean nothing else. A kernel ha
 coefficients are 0.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from theorykit.spectral import _krylov
-
-Matrix = Float[Array, "..."] | Float[np.ndarray, "..."]  # shapes are checked by hand, with messages that help
+from theorykit.spectral._checks import (
+    Matrix,
+    check_count,
+    check_data,
+    check_finite,
+    check_gram,
+    check_method,
+    check_values,
+    relative_rounding,
+)
+from theorykit.spectral._directions import hold, positive_largest, project, roots_above_rounding
 
 # The sine of the angle to which the randomised solver determines the span of the components: small beside the angles
 # between trained encoders and predictions, and within reach of float32 where variances are some thousandths apart.
@@ -49,7 +59,8 @@ class PCA(NamedTuple):
     residuals : (k,) ``|S v - lambda v| / lambda_1`` of each component as it was measured: some eigenvalue of S lies so
         close to each variance. 0 for the dense solver, whose error is rounding.
     angle : () bound on the sine of the largest angle between the span of the components and the true one, by the
-        residuals and the gap below variance k. Infinite where no gap was resolved; 0 for the dense solver.
+        residuals and the gap below variance k. Infinite where no gap was resolved. The dense solver estimates nothing
+        and says 0, also where variances k and k + 1 are equal: then that span is arbitrary within their eigenspace.
     status : () integer, one of CONVERGED, ROUNDING, MAX_STEPS of `_krylov`: only CONVERGED (0) means that `angle` is
         within the tolerance. ROUNDING (1): the residuals are at the rounding of the dtype and variances k and k + 1
         are too close for it. MAX_STEPS (2): the passes were used up.
@@ -80,12 +91,21 @@ class KernelPCA(NamedTuple):
         sum to 0 over i if centred. 0 where the variance is 0 to rounding.
     variances : (k,) variances along them, decreasing, in units of the kernel.
     total_variance : () sum of all variances.
+    residuals, angle, status, steps : as those of `PCA`, for the centred Gram matrix in place of S.
     """
 
     means: Float[Array, " n"]
     coefficients: Float[Array, "n k"]
     variances: Float[Array, " k"]
     total_variance: Float[Array, ""]
+    residuals: Float[Array, " k"]
+    angle: Float[Array, ""]
+    status: Int[Array, ""]
+    steps: Int[Array, ""]
+
+    def describe(self) -> str:
+        """Say in words how the solver ended, and how accurate the components are."""
+        return _krylov.describe(self)
 
 
 def pca(
@@ -189,7 +209,8 @@ def kernel_pca(gram: Matrix, k: int, *, centre: bool = True) -> KernelPCA:
 
     With H = I - 1 1^T / n, the centred Gram matrix H K H = U diag(mu) U^T gives variances mu / (n - 1) and components
     sum_i a_i phi(x_i) with a = u / sqrt(mu). For K = X X^T these are the variances and projections of `pca`. Without
-    centring H = I, and mu is divided by n. Dense, for n up to some thousands; traceable, values unchecked then.
+    centring H = I, and mu is divided by n. Dense, for n up to some thousands (beyond: `kernel_pca_by_products`);
+    traceable, values unchecked then.
 
     Parameters
     ----------
@@ -212,13 +233,96 @@ def kernel_pca(gram: Matrix, k: int, *, centre: bool = True) -> KernelPCA:
     n = gram.shape[0]
     check_count(k, n, f"n = {n} components: the feature space holds no more than the points span")
     means, values, vectors = feature_directions("gram", gram, centre)
+    trace = jnp.trace(gram) - (jnp.sum(means) if centre else 0)
+    found = _krylov.Leading(values[:k], vectors[:, :k], np.zeros(k), 0.0, _krylov.CONVERGED, 0)
+    return _kernel_components(means, found, trace, centre)
+
+
+def kernel_pca_by_products(
+    product: Callable[[Array], Array],
+    diagonal: Float[Array, " n"],
+    k: int,
+    *,
+    key: Key[Array, ""],
+    centre: bool = True,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MOST_PASSES,
+) -> KernelPCA:
+    r"""As `kernel_pca`, from products K B with blocks of vectors, for n too large to hold K.
+
+    The block Krylov method of `pca` applied to H K H. It takes five to ten products with blocks of k + 8 columns
+    (rounded up to a multiple of 8), and one with a single column. Where n is at most three such blocks it takes one
+    product with the identity. Not traceable.
+
+    Parameters
+    ----------
+    product : function of (n, b) that returns K times it, (n, b); K symmetric and positive semidefinite, which is not
+        checked. Compile it, since it is called some ten times with one shape; `ntk.ntk_vector_product` maps over
+        columns.
+    diagonal : (n,) diagonal of K, for the total variance.
+    k : number of components, at most n.
+    key : PRNG key of the random start.
+    centre : centre the points in the feature space.
+    tolerance, max_steps : as for `pca`.
+
+    Returns
+    -------
+    KernelPCA, with the status of the solver.
+
+    Raises
+    ------
+    ValueError : a diagonal that is no vector, negative or not finite; products of another shape or not finite; more
+        than n components; tolerance or max_steps out of range.
+    TypeError : numbers that are not real floating point, products of another dtype; tracing.
+
+    Source: Schoelkopf, Smola and Mueller 1998 (Neural Computation 10); Musco and Musco 2015 (arXiv 1504.05477).
+    """
+    check_values("kernel_pca_by_products", diagonal=diagonal)
+    if diagonal.ndim != 1 or diagonal.shape[0] < 1 + centre:
+        raise ValueError(f"diagonal has shape {diagonal.shape}: pass k(x_i, x_i) of two or more points, (n,)")
+    n, dtype = diagonal.shape[0], diagonal.dtype
+    check_count(k, n, f"n = {n} components: the feature space holds no more than the points span")
+    check_method("randomised", key, diagonal, tolerance, max_steps)
+    if np.any(np.asarray(diagonal) < 0):
+        raise ValueError("diagonal has negative entries: pass k(x_i, x_i) of a positive semidefinite kernel")
+    sums = product(jnp.ones((n, 1), dtype))
+    if sums.shape != (n, 1) or sums.dtype != dtype:
+        raise (ValueError if sums.dtype == dtype else TypeError)(
+            f"product maps ({n}, 1) of {dtype} to {sums.shape} of {sums.dtype}: return K times the block, in its dtype"
+        )
+    check_values("kernel_pca_by_products", product=sums)
+    means = sums[:, 0] / n if centre else jnp.zeros(n, dtype)
+
+    def centred(block):
+        return _less_mean(product(_less_mean(block))) if centre else product(block)
+
+    found = _krylov.leading(centred, n, k, key, dtype, tolerance=tolerance, max_steps=max_steps)
+    # As in `_eigen`: columns sum to 0, which transforms rely on.
+    found = found._replace(vectors=_less_mean(found.vectors)) if centre else found
+    return _kernel_components(means, found, jnp.sum(diagonal) - jnp.sum(means), centre)
+
+
+def _kernel_components(means, found, trace, centre):
+    """Coefficients and variances from eigenpairs of the Gram matrix and its trace."""
+    n, dtype = means.shape[0], means.dtype
     divisor = n - 1 if centre else n
-    values, roots = values[:k], roots_above_rounding(values, n)[:k]
+    roots = roots_above_rounding(jnp.asarray(found.values, dtype), n)
     inverse = jnp.where(roots > 0, 1 / jnp.where(roots > 0, roots, 1), 0)
-    centred_trace = jnp.trace(gram) - (jnp.sum(means) if centre else 0)
     return KernelPCA(
-        means, positive_largest(vectors[:, :k] * inverse[None, :]), roots**2 / divisor, centred_trace / divisor
+        means,
+        positive_largest(found.vectors * inverse[None, :]),
+        roots**2 / divisor,
+        trace / divisor,
+        jnp.asarray(found.residuals, dtype),
+        jnp.asarray(found.angle, dtype),
+        jnp.asarray(found.status, jnp.int32),
+        jnp.asarray(found.steps, jnp.int32),
     )
+
+
+@jax.jit
+def _less_mean(block):
+    return block - jnp.mean(block, axis=0)[None, :]
 
 
 def kernel_transform(model: KernelPCA, cross: Matrix) -> Float[Array, "m k"]:
@@ -244,29 +348,6 @@ def kernel_transform(model: KernelPCA, cross: Matrix) -> Float[Array, "m k"]:
     return project("cross", cross, model.means, model.coefficients)
 
 
-def project(name: str, x: Matrix, mean: Array, directions: Array) -> Float[Array, "m k"]:
-    """Centre points and take their products with directions (d, k)."""
-    x = jnp.asarray(check_type(name, x))
-    if x.shape[1] != mean.shape[0]:
-        raise ValueError(
-            f"{name} has {x.shape[1]} columns, but the model was fitted with {mean.shape[0]}: pass data in the same "
-            "coordinates, or the kernel with the same training points"
-        )
-    return jnp.matmul(x - mean[None, :], directions, precision="highest")
-
-
-@jax.jit
-def positive_largest(vectors: Array) -> Array:
-    """Flip columns so that the entry of largest modulus is positive."""
-    return vectors * largest_sign(vectors)[None, :]
-
-
-def largest_sign(vectors: Array) -> Array:
-    """Sign of each column's entry of largest modulus, 1 for a column of zeros."""
-    top = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None, :], axis=0)[0]
-    return jnp.where(top < 0, -jnp.ones_like(top), jnp.ones_like(top))
-
-
 @jax.jit
 def singular(x: Array, mean: Array) -> tuple[Array, Array]:
     """Singular values of the centred data, decreasing, and right singular vectors (d, min(n, d))."""
@@ -276,22 +357,13 @@ def singular(x: Array, mean: Array) -> tuple[Array, Array]:
     return s, vt.T
 
 
-def hold(arrays: Any) -> Any:
-    """Wait for arrays, so that they are computed under the present number of threads; nothing while tracing."""
-    return (
-        arrays
-        if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(arrays))
-        else jax.block_until_ready(arrays)
-    )
-
-
 def feature_directions(name: str, gram: Array, centre: bool) -> tuple[Array, Array, Array]:
     """Means of the columns, eigenvalues (decreasing) and eigenvectors of the centred Gram matrix."""
     with _krylov.few_threads(gram):
         means, values, vectors = hold(_eigen(gram, centre))
     if not isinstance(values, jax.core.Tracer):
         least, largest = float(values[-1]), float(jnp.max(jnp.abs(values)))
-        if least < -_relative_rounding(gram.dtype) * largest:
+        if least < -relative_rounding(gram.dtype) * largest:
             raise ValueError(
                 f"{name} is not positive semidefinite (smallest eigenvalue {least:.2g}, largest {float(values[0]):.2g}"
                 "): pass the kernel of one set of points with itself"
@@ -309,90 +381,8 @@ def _eigen(gram, centre):
     return means, values[::-1], vectors - jnp.mean(vectors, axis=0)[None, :] if centre else vectors
 
 
-def roots_above_rounding(values: Array, n: int) -> Array:
-    """Square roots of eigenvalues; 0 for those that cannot be told from 0 by a solver of size n."""
-    real = values > n * jnp.finfo(values.dtype).eps * values[0]
-    return jnp.where(real, jnp.sqrt(jnp.where(real, values, 1)), 0)
-
-
 @partial(jax.jit, static_argnums=1)
 def dense_moments(x: Array, centre: bool) -> tuple[Array, Array]:
     """Mean of the rows (0 if not centred) and sum of the squares beyond it, as `_krylov.moments` takes them."""
     mean = x[0] + jnp.mean(x - x[0][None, :], axis=0) if centre else jnp.zeros(x.shape[1], x.dtype)
     return mean, jnp.sum((x - mean[None, :]) ** 2)
-
-
-def _relative_rounding(dtype):
-    """What an asymmetry or a negative eigenvalue may be: rounding of sums over 1/eps random terms, sqrt(eps)."""
-    return float(jnp.finfo(dtype).eps) ** 0.5
-
-
-def check_type(name: str, x: Matrix) -> Matrix:
-    """A matrix of real floats, or an error that says what to do."""
-    x = x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
-    if np.issubdtype(x.dtype, np.complexfloating):
-        raise TypeError(f"{name} is complex ({x.dtype}): stack its real and imaginary parts as features")
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} has dtype {x.dtype}: cast it to float32 or float64")
-    if x.ndim != 2 or not x.size:
-        hint = "flatten each point to one row of features"
-        if x.ndim == 4:
-            hint += ", or take one output (kernel[:, :, 0, 0]) or the mean over outputs of a full kernel"
-        raise ValueError(f"{name} has shape {x.shape}, but must be a matrix that is not empty: {hint}")
-    return x
-
-
-def check_data(name: str, x: Matrix, centre: bool) -> Matrix:
-    """Data that have a covariance."""
-    x = check_type(name, x)
-    if centre and x.shape[0] < 2:
-        raise ValueError(f"{name} holds one point, which has no variance: pass two or more, or centre=False")
-    return x
-
-
-def check_gram(name: str, gram: Matrix, centre: bool) -> Array:
-    """A symmetric Gram matrix."""
-    gram = jnp.asarray(check_data(name, gram, centre))
-    if gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"{name} has shape {gram.shape}, but must be square: the kernel of the points with themselves")
-    if isinstance(gram, jax.core.Tracer):
-        return gram
-    check_finite(name, jnp.sum(jnp.abs(gram)))
-    gap, size = float(jnp.max(jnp.abs(gram - gram.T))), float(jnp.max(jnp.abs(gram)))
-    if gap > _relative_rounding(gram.dtype) * size:
-        raise ValueError(
-            f"{name} is not symmetric (entries differ from the transposed by {gap:.2g}, the largest is {size:.2g}): "
-            "pass the kernel of one set of points with itself, symmetrised if only rounding is the cause"
-        )
-    return gram
-
-
-def check_count(k: int, most: int, there_are: str) -> None:
-    """A number of components that exist."""
-    if not 1 <= k <= most:
-        raise ValueError(f"k is {k}, but there are 1 to {there_are}; lower k or pass more data")
-
-
-def check_finite(name: str, total: Array) -> None:
-    """Finite values, known by a sum over all of them; not checked under tracing."""
-    if not isinstance(total, jax.core.Tracer) and not bool(jnp.isfinite(total)):
-        raise ValueError(
-            f"{name} holds NaN, infinity or numbers whose squares overflow: drop such points, or rescale the data"
-        )
-
-
-def check_method(method: str, key: Array | None, x: Matrix, tolerance: float, max_steps: int) -> None:
-    """A method that exists, with what it needs."""
-    if method not in ("exact", "randomised"):
-        raise ValueError(f'method is {method!r}: choose "exact" or "randomised"')
-    if method == "exact":
-        return
-    if key is None:
-        raise ValueError('method "randomised" starts at random: pass key=jax.random.key(0), say')
-    if isinstance(x, jax.core.Tracer):
-        raise TypeError('method "randomised" decides on the host when to stop: call it outside jit, or use "exact"')
-    if not 0 < tolerance < 1 or max_steps < 1:
-        raise ValueError(
-            f"tolerance is {tolerance} and max_steps {max_steps}: pass the sine of an angle, between 0 and 1, and at "
-            "least one step"
-        )

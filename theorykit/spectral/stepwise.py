@@ -21,6 +21,9 @@ disagree along a direction have a negative g there.
 In kernel form, for f(x) = W phi(x), nothing but K = k(X, X) of all 2n views is needed: G has the same non-zero
 eigenvalues as K_G = (1/2n) K^{1/2} P K^{1/2}, where P swaps the two views of every pair.
 
+Predictions from data (the moment, its modes, initial sizes, times) refuse numbers that are not finite where these are
+known. The formulas along the flow (`velocity`, `sizes`, Gram matrices and embeddings at a time) hand a NaN on.
+
 Small starts need float64: next to learned modes of size 1, float32 rounds modes below 1e-7 away and puts noise there.
 
 Source: Simon, Knutins, Ziyin, Geisz, Fetterman, Albrecht (arXiv 2303.15438). The inverse-free kernel form, the size of
@@ -34,7 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from theorykit.similarity import check_array, check_views
+from theorykit.similarity import check_views
+from theorykit.spectral._checks import check_symmetric, check_values
 
 
 class Modes(NamedTuple):
@@ -109,11 +113,12 @@ def cross_moment(xa: Float[Array, "n m"], xb: Float[Array, "n m"]) -> Float[Arra
     Raises
     ------
     TypeError, ValueError
-        If the views are not floating-point arrays of equal shape, or n = 0.
+        If the views are not finite floating-point arrays of equal shape, or n = 0.
 
     Source: Simon et al. (arXiv 2303.15438).
     """
     check_views("cross_moment", xa=xa, xb=xb)
+    check_values("cross_moment", xa=xa, xb=xb)
     return _moment(xa, xb)
 
 
@@ -178,11 +183,12 @@ def initial_sizes(w0: Float[Array, "d m"], directions: Float[Array, "m k"]) -> F
 
     Raises
     ------
-    ValueError
-        If there are more modes than outputs.
+    TypeError, ValueError
+        If there are more modes than outputs, or numbers that are not real and finite.
 
     Source: Simon et al. (arXiv 2303.15438).
     """
+    check_values("initial_sizes", w0=w0, directions=directions)
     _check_outputs(directions.shape[1], w0.shape[0])
     return _triangle(w0, directions)
 
@@ -226,11 +232,12 @@ def learning_times(eigenvalues: Float[Array, " k"], initial: Float[Array, " k"])
 
     Raises
     ------
-    ValueError
-        If an eigenvalue is not positive: such a mode is never learned.
+    TypeError, ValueError
+        If an eigenvalue is not positive: such a mode is never learned; or if numbers are not real and finite.
 
     Source: Simon et al. (arXiv 2303.15438).
     """
+    check_values("learning_times", eigenvalues=eigenvalues, initial=initial)
     if not isinstance(eigenvalues, jax.core.Tracer) and np.any(np.asarray(eigenvalues) <= 0):
         raise ValueError(f"eigenvalues {np.asarray(eigenvalues)} hold one that is not positive: leave such modes out")
     return -jnp.log(initial**2 * eigenvalues) / (8 * eigenvalues)
@@ -308,11 +315,12 @@ def kernel_initial_sizes(
 
     Raises
     ------
-    ValueError
-        If there are more modes than outputs.
+    TypeError, ValueError
+        If there are more modes than outputs, or numbers that are not real and finite.
 
     Source: Derivation: F_0 = Phi W_0^T and V_k = Phi^T A.
     """
+    check_values("kernel_initial_sizes", embeddings=embeddings, coefficients=coefficients)
     _check_outputs(coefficients.shape[1], embeddings.shape[1])
     return _triangle(embeddings.T, coefficients)
 
@@ -337,22 +345,6 @@ def kernel_embedding(
     Source: Simon et al. (arXiv 2303.15438); in this form: derivation.
     """
     return _kernel_embedding(cross, coefficients, scales)
-
-
-def check_symmetric(name: str, matrix: Array) -> None:
-    """Raise unless `matrix` is a floating-point, square, finite and symmetric array; values only where known."""
-    check_array("spectral", name, matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 1:
-        raise ValueError(f"{name} has shape {matrix.shape}: give a square matrix")
-    if isinstance(matrix, jax.core.Tracer):
-        return
-    values = np.asarray(matrix)
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"{name} holds NaN or infinity: find out where it arises")
-    gap = float(np.max(np.abs(values - values.T)))
-    # Half of the digits: what tells a wrong matrix from the rounding of long sums.
-    if gap > float(np.finfo(values.dtype).eps) ** 0.5 * float(np.max(np.abs(values))):
-        raise ValueError(f"{name} is not symmetric, by {gap:.3g}: use ({name} + {name}^T) / 2 if only rounding is why")
 
 
 def _product(a, b):

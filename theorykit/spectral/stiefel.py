@@ -131,12 +131,14 @@ def retract_qr(w: Float[Matrix, "m k"], tangent: Float[Matrix, "m k"]) -> Float[
 
     Returns
     -------
-    (m, k), orthonormal columns; w itself for a step 0.
+    (m, k), orthonormal columns; w itself for a step 0. NaN in every entry for a step that is not
+    finite, of which Q may be finite in part or as a whole.
 
     Source: Absil, Mahony, Sepulchre 2008, example 4.1.3.
     """
     q, r = jnp.linalg.qr(w + tangent)
-    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None, :]
+    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None, :]
+    return jnp.where(jnp.all(jnp.isfinite(w + tangent)), q, jnp.nan)
 
 
 def retract_cayley(w: Float[Matrix, "m k"], tangent: Float[Matrix, "m k"]) -> Float[Array, "m k"]:
