@@ -47,11 +47,14 @@ _COSINE, _DOT = {"similarity": similarity.cosine}, {"similarity": similarity.dot
 COSINE_LOSSES = {
     "InfoNCE": partial(losses.info_nce, **_COSINE),
     "NT-Xent": partial(losses.nt_xent, **_COSINE),
+    "CLIP": partial(losses.clip, **_COSINE),
     "logistic": partial(losses.logistic, **_COSINE),
     "linear": partial(_shifted_linear, **_COSINE),
 }
 DOT_LOSSES = {
     "InfoNCE": partial(losses.info_nce, **_DOT),
+    "NT-Xent": partial(losses.nt_xent, **_DOT),
+    "CLIP": partial(losses.clip, **_DOT),
     "logistic": partial(losses.logistic, **_DOT),
     "spectral": losses.spectral,
     "Barlow Twins": losses.barlow_twins,

@@ -71,7 +71,7 @@ PRESETS = {
         long_steps=(100, 200, 400),
     ),
     "quick": Config(),
-    "full": Config(widths=tuple(2**k for k in range(8, 17, 2)), seeds=16),
+    "full": Config(widths=tuple(2**k for k in range(8, 17, 2)), seeds=24),
 }
 # VICReg's published weights multiply its curvature by 25, the spectral loss is quartic in the embeddings: at the common
 # rate both would leave the regime in which descent follows the flow.
@@ -97,6 +97,11 @@ def _cells(config):
     # One of each kind first: two at a time, they compile different programs.
     first = [(series, 0, column) for series in (CONTROL, cells[0][0]) for column in range(len(config.widths))]
     return sorted(cells, key=lambda cell: cell not in first)
+
+
+def rate_of(config: Config, series: str) -> float:
+    """Learning rate of a series such as "dot VICReg"; its time is this rate times steps."""
+    return config.learning_rate / _SLOWER.get(series.removeprefix("dot "), 1.0)
 
 
 def _all_series(config):
@@ -130,7 +135,7 @@ def _start(config, activation, width, seed):
 
 def _drift(config, activation, series, width, seed, at):
     encoder, params, views = _start(config, activation, width, seed)
-    rate = config.learning_rate / _SLOWER.get(series.removeprefix("dot "), 1.0)
+    rate = rate_of(config, series)
     if series == CONTROL:
         at = [0, _setting.steps_of_growth(encoder, params, views, rate, config.growth)]
     return drift.kernel_drift(

@@ -17,6 +17,10 @@ does not finish is reported as not-a-number.
 Control: the linear dot-product loss at the time at which its linearised descent has grown to |f| = growth x sqrt(M),
 where the kernel has moved (N3): the gap does not fall with the width.
 
+The tolerances at which the flows were solved, their steps and their status are kept with the results. The full preset
+stops at 16,384 units: with tanh the gap falls as 1/M, from 1e-4 at 4,096 when first measured, and beyond 16,384 it
+would no longer lie above the rounding of embeddings in float32, 5e-7, by the factor that the floor claims for each run.
+
 Source: Jacot et al. 2018 (arXiv 1806.07572), Lee et al. 2019 (arXiv 1902.06720) for the linearisation; the flow of two
 views and its check: derivation.
 """
@@ -39,6 +43,7 @@ SOURCE = "Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.0672
 SERIES = ("cosine InfoNCE", "linear dot")
 LOSSES = (_setting.COSINE_LOSSES["InfoNCE"], _setting.LINEAR_DOT)
 PARTS = ("training", "held-out")
+SOLVER = ("status", "rtol", "atol", "accepted", "rejected")  # what is kept of every flow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +68,16 @@ PRESETS = {
         activations=("tanh",), widths=(128, 512, 2048), seeds=10, pairs=6, heldout=3, learning_rate=0.08, times=(10.0,)
     ),
     "quick": Config(),
-    "full": Config(widths=(256, 1024, 4096, 16384), seeds=16, learning_rate=0.02),
+    "full": Config(widths=(256, 1024, 4096, 16384), seeds=24, learning_rate=0.02),
 }
 
 
 def run(config: Config) -> dict[str, np.ndarray]:
-    """gap/<part>/<series>/<activation> (seeds, widths, times), floor/... and plain/... likewise."""
+    """gap/<part>/<series>/<activation> (seeds, widths, times), floor/... and plain/... likewise.
+
+    end/<series>/<activation> (seeds, widths) is the last time, solver/<what>/<series>/<activation> likewise how the
+    flow was solved.
+    """
     arrays = {"widths": np.array(config.widths), "times": np.array(config.times)}
     cells = len(config.activations) * len(SERIES) * config.seeds * len(config.widths)
     with tqdm(total=cells, desc="ntk_linearisation", disable=None) as bar:
@@ -81,13 +90,13 @@ def _activation(config, activation, bar):
     shape = (len(SERIES), config.seeds, len(config.widths))
     # The control has one time.
     measured = np.full((3, len(PARTS), *shape, len(config.times)), np.nan)
-    ends = np.empty(shape)
+    ends, solver = np.empty(shape), np.empty((len(SOLVER), *shape))
 
     def measure(series, seed, column):
         found = _cell(config, activation, SERIES[series], seed, config.widths[column])
         times = found[0].shape[-1]
         measured[:, :, series, seed, column, :times] = found[:3]
-        ends[series, seed, column] = found[3]
+        ends[series, seed, column], solver[:, series, seed, column] = found[3:]
         bar.update()
 
     # One of each kind first: two at a time, they compile different programs.
@@ -96,13 +105,14 @@ def _activation(config, activation, bar):
     for i, series in enumerate(SERIES):
         key, times = f"{series}/{activation}", len(config.times) if i == 0 else 1
         arrays[f"end/{key}"] = ends[i]
+        arrays |= {f"solver/{name}/{key}": values[i] for name, values in zip(SOLVER, solver, strict=True)}
         for kind, name in enumerate(("gap", "floor", "plain")):
             arrays |= {f"{name}/{part}/{key}": measured[kind, j, i, ..., :times] for j, part in enumerate(PARTS)}
     return arrays
 
 
 def _cell(config, activation, series, seed, width):
-    """Gap, floor and floor without extrapolation, each (parts, times), of one network; and the last time."""
+    """Gap, floor and floor without extrapolation, each (parts, times), of one network; last time; how it was solved."""
     encoder = _setting.encoder(f"{activation}-2", width, config.features)
     a, b = _setting.views(seed, config.pairs + config.heldout)
     n = config.pairs
@@ -125,6 +135,7 @@ def _cell(config, activation, series, seed, width):
         cross=(kernel[2 * n :, :n], kernel[2 * n :, n : 2 * n]),
         heldout0=embeddings[2 * n :],
     )
+    solved = [np.asarray(getattr(predicted, name)) for name in SOLVER]
     flow = np.concatenate([predicted.fa, predicted.fb, predicted.heldout], axis=1)
     network, descent = [], []
     for rate in (longest, longest / 2):
@@ -133,7 +144,7 @@ def _cell(config, activation, series, seed, width):
         descent.append(_descent(loss, whole[1], whole[0], rate, steps, n))
     parts = (slice(2 * n), slice(2 * n, None))
     followed = (2 * network[1] - network[0], 2 * descent[1] - descent[0], descent[1])
-    return *(np.stack([_gap(f, flow, rows) for rows in parts]) for f in followed), times[-1]
+    return *(np.stack([_gap(f, flow, rows) for rows in parts]) for f in followed), times[-1], solved
 
 
 def _train(encoder, loss, params, views, points, rate, steps):

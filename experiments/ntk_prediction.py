@@ -43,21 +43,14 @@ from theorykit.ntk import gradient_flow, infinite
 from theorykit.spectral import compare
 
 SOURCE = "Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720); rate: derivation from N1, N2, N4"
-LOSSES = {f"cosine {name}": loss for name, loss in _setting.COSINE_LOSSES.items() if name != "linear"}
+LOSSES = {f"cosine {name}": loss for name, loss in _setting.COSINE_LOSSES.items()}
 LOSSES |= {f"dot {name}": loss for name, loss in _setting.DOT_LOSSES.items()}
 # Time of training: the flow then has changed the Gram matrix by a fifth to several times its size, and steps are still
 # well within stability. Under VICReg it is before deviations reach 1: from there on they slide along the hinge's kink,
 # where gradient descent rattles and the flow's steps shrink to nothing.
-TIMES = {
-    "cosine InfoNCE": 10.0,
-    "cosine NT-Xent": 10.0,
-    "cosine logistic": 6.0,
-    "dot InfoNCE": 4.0,
-    "dot logistic": 3.0,
-    "dot spectral": 0.2,
-    "dot Barlow Twins": 1.0,
-    "dot VICReg": 0.3,
-}
+TIMES = dict.fromkeys(("cosine InfoNCE", "cosine NT-Xent", "cosine CLIP"), 10.0)
+TIMES |= dict.fromkeys(("cosine linear", "dot InfoNCE", "dot NT-Xent", "dot CLIP"), 4.0)
+TIMES |= {"cosine logistic": 6.0, "dot logistic": 3.0, "dot Barlow Twins": 1.0, "dot VICReg": 0.3, "dot spectral": 0.2}
 OTHER = {"relu": "tanh", "tanh": "relu"}
 PARTS = ("training", "held-out")
 AT_ONCE = 8  # seeds trained in one program, which bounds its memory
@@ -83,7 +76,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(losses=("cosine InfoNCE", "dot InfoNCE"), activations=("tanh",), widths=(64, 256, 1024)),
-    "quick": Config(),
+    "quick": Config(seeds=48),  # of 32 seeds the interval of cosine linear under ReLU was too wide to decide
     "full": Config(widths=(128, 512, 2048, 8192), seeds=64, steps=20),
 }
 
@@ -91,8 +84,8 @@ PRESETS = {
 def run(config: Config) -> dict[str, np.ndarray]:
     """error/<series>/<part> and cka/<series> (seeds, activations, widths, losses); the last loss is the linear one.
 
-    cka is 1 - CKA on training points, relative/... the error in units of ||G_net||, floor/<part> that of finite steps
-    in the units of error; gradient/start and gradient/mean (groups of seeds, losses, points, outputs).
+    cka is 1 - CKA on training points, relative the flow's error there in units of ||G_net||, floor/<part> the error of
+    finite steps; gradient/start and gradient/mean (groups of seeds, losses, points, outputs).
     """
     points, groups = _points(config), []
     for first in tqdm(range(0, config.seeds, AT_ONCE), desc="ntk_prediction", disable=None):
@@ -144,11 +137,11 @@ def _group(config, seeds, points):
         size = _norm(reached)
         unit = np.minimum(size, _norm(reached - grams["untrained"]))
         for name, gram in grams.items():
-            error = _norm(reached - gram)
-            arrays[f"error/{name}/{part}"] = (error / unit).reshape(shape)
-            arrays[f"relative/{name}/{part}"] = (error / size).reshape(shape)
+            arrays[f"error/{name}/{part}"] = (_norm(reached - gram) / unit).reshape(shape)
             if part == PARTS[0]:
                 arrays[f"cka/{name}"] = _misalignment(reached, gram).reshape(shape)
+        if part == PARTS[0]:
+            arrays["relative"] = (_norm(reached - grams["flow"]) / size).reshape(shape)
         floor = _norm(_gram(stepped[..., rows, :]) - grams["flow"][:, :, :-1])
         arrays[f"floor/{part}"] = (floor / unit[..., :-1]).reshape(shape)
     for name, f in (("start", before[0, 0, : 2 * n]), ("mean", np.zeros_like(before[0, 0, : 2 * n]))):
@@ -339,9 +332,7 @@ def _gradients(losses, n, f):
 def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:
     """The stationary mean; for each activation and loss the rate, and whether the widest network is predicted."""
     found = []
-    claims = _claims(
-        "mean", "the mean of the process at the start, f = 0, is stationary under every loss", "at a network's start"
-    )
+    claims = _claims("mean", "f = 0, the mean of the process, is stationary under every loss", "at a network's start")
     for claim, where in zip(claims, ("mean", "start"), strict=True):
         gradient = arrays[f"gradient/{where}"]
         found.append(verify.identity(claim, gradient, np.zeros_like(gradient)))

@@ -8,6 +8,10 @@ expectation Theta x I_z, so error(M)^2 is exactly proportional to 1/M, at every 
 corrections of order 1/M^2. Those of a ReLU CNN are large at few channels (exponent -0.55 over 16 to 144 channels),
 so the CNN here has tanh units.
 
+The full preset goes to 65,536 units for two layers. Deeper networks have weights of M^2 entries, so depth 4 stops at
+4,096 (two hidden matrices of 64 MiB; at 65,536 each would take 16 GiB), and the CNN at 1,024 channels, whose 3 x 3
+filters take 36 MiB.
+
 Controls, each breaking one assumption of that mean:
 copied units   the M hidden units are copies of a fixed number of independent ones: the error stops falling;
 standard       weights without the factor 1/sqrt(fan_in) outside: the kernel grows with M instead of converging.
@@ -56,7 +60,7 @@ PRESETS = {
         widths=_widths(
             tuple(2**k for k in range(6, 17)), tuple(2**k for k in range(6, 13)), tuple(2**k for k in range(4, 11))
         ),
-        seeds=32,
+        seeds=64,
     ),
 }
 CONTROLS = ("copied-units", "standard")

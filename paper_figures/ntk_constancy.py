@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import ntk_constancy
 from experiments.ntk_constancy import CONTROL
 from paper_figures import style
 
@@ -12,26 +13,29 @@ ACTIVATIONS = {"relu": "ReLU", "tanh": "tanh"}
 
 # Places in the series of colours and markers: a loss of both kinds looks the same in both.
 COSINE = {"cos InfoNCE": 0, "cos logistic": 1, "cos NT-Xent": 2, "cos linear": 3}
-DOT = {"dot InfoNCE": 0, "dot logistic": 1, "dot VICReg": 2, "dot spectral": 4, "dot Barlow Twins": 5}
+DOT = {"dot InfoNCE": 0, "dot logistic": 1, "dot NT-Xent": 2, "dot VICReg": 3, "dot spectral": 4, "dot Barlow Twins": 5}
 LOOKS = {name: style.series(place) for name, place in (COSINE | DOT).items()}
+# Two-sided InfoNCE: in its colour, for there are more losses than colours, with a marker of its own.
+LOOKS |= {f"{kind} CLIP": style.series(0) | {"marker": "<"} for kind in ("cos", "dot")}
 
 
 def draw(result):
-    """One row for each activation: the fall with the width under cosine and dot losses, time, the exponents."""
+    """One row for each activation: fall with the width and change in time, cosine and dot losses; the exponents."""
     arrays, config = result.arrays, result.config
     rows = len(config.activations)
     size = (style.DOUBLE, 1.4 + 2.5 * rows)
-    fig, axes = plt.subplots(rows, 4, figsize=size, width_ratios=(1, 1, 1, 0.8), squeeze=False)
+    fig, axes = plt.subplots(rows, 5, figsize=size, width_ratios=(1, 1, 1, 1, 0.8), squeeze=False)
     cosine, dot = [f"cos {name}" for name in config.cosine], [f"dot {name}" for name in config.dot]
     for row, activation in zip(axes, config.activations, strict=True):
         for ax, series in ((row[0], cosine), (row[1], dot)):
             _widths(ax, result, activation, series)
         _times(row[2], result, activation, cosine)
-        _level(row[:3])
+        _dot_times(row[3], result, activation, dot)
+        _level(row[:4])
         row[0].set_ylabel(f"{ACTIVATIONS[activation]}: change of the kernel")
-        _exponents(row[3], result, activation, cosine + dot)
-    titles = ("Cosine losses", "Dot losses", "Saturation in time", "Exponents")
-    for letter, ax, title in zip("abcd", axes[0], titles, strict=True):
+        _exponents(row[4], result, activation, cosine + dot)
+    titles = ("Cosine", "Dot", "Cosine, time", "Dot, time", "Exponents")
+    for letter, ax, title in zip("abcde", axes[0], titles, strict=True):
         ax.set_title(f"{letter}  {title}")
     axes[0, 0].legend(loc="lower left", handlelength=1.6, borderaxespad=0.2)
     for ax in axes[:-1].flat:
@@ -42,13 +46,15 @@ def draw(result):
         f"""N2, N4. Relative change of the empirical kernel in Frobenius norm, dimensionless, on {config.pairs} pairs of
         augmented digits; two layers, {config.features} outputs, gradient descent with learning rate
         {config.learning_rate:g} (VICReg and spectral: slower). Means over {config.seeds} seeds with 95% bands; points
-        as named beside d. a, b: cosine losses and dot-product losses bounded below, after {config.steps} steps; dashed,
+        as named beside e. a, b: cosine losses and dot-product losses bounded below, after {config.steps} steps; dashed,
         the slowest predicted fall, through the first point: measurements should not rise above it. Grey: the control,
         the linear dot-product loss at the time at which descent at the initial kernel has grown to a root mean square
         $|f|={config.growth:g}\\,\\sqrt{{M}}$. c: width {config.long_width:,}; the change should be constant over the
         shaded times, in which it is fitted (not claimed for the linear loss, which still moves); grey: the control,
-        InfoNCE of dot products, moves on. d: exponents of a and b with 99.9% intervals; the strip is what counts as
-        agreement, at most −1/2. Under cosine losses the smallest embedding norm seen was {smallest:.2g}.""",
+        InfoNCE of dot products, moves on. d: dot losses at width {_shown(config):,}, each up to its last measured time,
+        learning rate × steps (nothing is claimed of their saturation). e: exponents of a and b with 99.9% intervals;
+        the strip is what counts as agreement, at most −1/2. Under cosine losses the smallest embedding norm seen was
+        {smallest:.2g}.""",
     )
     return fig
 
@@ -80,7 +86,23 @@ def _times(ax, result, activation, series):
         style.band(ax, times, change[:, steps > 0], **LOOKS[name])
         style.law(ax, window, 0, style.centre(window, change[:, late]))
     style.band(ax, times, arrays[f"long/dot InfoNCE/{activation}"][:, steps > 0], **style.control(1))
-    style.corner(ax, "control: dot InfoNCE")
+    style.corner(ax, "control:\ndot InfoNCE")
+    ax.set_xlabel("time $t$")
+
+
+def _shown(config):
+    """The swept width nearest to that of the long runs."""
+    return min(config.widths, key=lambda width: abs(np.log(width / config.long_width)))
+
+
+def _dot_times(ax, result, activation, series):
+    arrays, config = result.arrays, result.config
+    steps, column = arrays["steps"], config.widths.index(_shown(config))
+    ax.set_xscale("log")
+    style.log_axis(ax)
+    for name in series:
+        times = ntk_constancy.rate_of(config, name) * steps[steps > 0]
+        style.band(ax, times, arrays[f"change/{name}/{activation}"][:, column, steps > 0], **LOOKS[name])
     ax.set_xlabel("time $t$")
 
 
@@ -100,3 +122,4 @@ def _exponents(ax, result, activation, series):
     verdicts = [next(v for v in result.verdicts if v.claim == claim) for claim in claims]
     styles = [*(LOOKS[name] for name in series), style.control()]
     style.verdict_marks(ax, verdicts, [*series, CONTROL], "exponent in $M$", styles=styles)
+    ax.locator_params(axis="x", nbins=2)  # the panel is narrow

@@ -6,6 +6,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments import ntk_divergence
 from paper_figures import style
+from theorykit import verify
 
 EXPERIMENT = "ntk_divergence"
 ACTIVATIONS = {"relu": "ReLU", "tanh": "tanh"}
@@ -15,7 +16,7 @@ DIVERGES = "relu"  # the activation whose descent becomes unstable, and the one 
 
 
 def draw(result):
-    """Every run in time, against the grown embedding and against the predicted time; below, the laws in the width."""
+    """Every run in time, against the grown embedding and against the predicted time; below, laws in the width."""
     arrays, config = result.arrays, result.config
     fig, axes = plt.subplots(2, 3, figsize=(style.DOUBLE, 5.3))
     shown = DIVERGES if DIVERGES in config.activations else config.activations[0]
@@ -24,7 +25,7 @@ def draw(result):
     _times(axes[0, 2], config, arrays, shown)
     _law(axes[1, 0], result)
     _norm(axes[1, 1], result)
-    _lag(axes[1, 2], result)
+    _clock(axes[1, 2], result)
     style.caption(
         fig,
         f"""N3. Gradient descent on the linear dot-product loss from {config.triplets} triplets of two classes of
@@ -34,11 +35,35 @@ def draw(result):
         the initial kernel $K_0$ predicts for the embeddings, over $\\sqrt{{M}}$: one curve for all widths and seeds. c:
         $t^{{*}}$ against the time at which that size reaches the curve of b at {config.moved:.0%} (dashed: equal; its
         one constant is fitted); open: descent diverges. d: logarithm of that size at $t^{{*}}$, shifted by one fitted
-        constant for each activation; e: largest embedding at $t^{{*}}$; f: time from $t^{{*}}$ to divergence. d to f:
-        means over seeds with 95% bands, predicted laws dashed, slopes with 99.9% intervals. Controls, grey: fixed
-        targets in place of the second view's embeddings (a to d), $|f|$ at $t=0$ (e), $t^{{*}}$ itself (f).""",
+        constant for each activation; e: largest embedding at $t^{{*}}$; f: $t^{{*}}$, with the law
+        $\\ln(M)/2\\rho$ of the mean growth rate $\\rho$ and one fitted height, for ReLU also divergence (open) and the
+        lag between them. d to f: means over seeds with 95% bands, predicted laws dashed, slopes with 99.9% intervals.
+        In f starts differ, which d takes off; with $2\\rho t^{{*}}+2\\ln|P_u f_0|$ in place of d, $P_u$ the leading
+        eigenspace, slopes are {_projected(result)}. {_ends(result)} Controls, grey: fixed targets in place of the
+        second view's embeddings (a to d), $|f|$ at $t=0$ (e).""",
     )
     return fig
+
+
+def _projected(result):
+    """Slopes of the projected form, of every activation: a report, whether or not the experiment claims it."""
+    found = []
+    for activation in result.config.activations:
+        _, moved = ntk_divergence.growth_until(result.config, result.arrays, "linear", activation)
+        y = ntk_divergence.projected(result.arrays, "linear", activation, moved)
+        if np.isfinite(y).all():
+            fit = verify.slope_fit(result.config.widths, y, law="logarithmic", level=verify.LEVEL)
+            found.append(f"{fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}] ({ACTIVATIONS[activation]})")
+    return " and ".join(found)
+
+
+def _ends(result):
+    """How many runs diverged by the end, for each activation."""
+    last, found = result.arrays["linear/times"][-1], []
+    for activation in result.config.activations:
+        diverged = result.arrays[f"linear/diverged/{activation}"] <= last
+        found.append(f"{diverged.sum()} of {diverged.size} ({ACTIVATIONS[activation]})")
+    return f"Runs that have diverged by $t={last:g}$: {', '.join(found)}."
 
 
 def _runs(ax, config, arrays, activation):
@@ -132,7 +157,7 @@ def _law(ax, result):
         style.band(ax, config.widths, y - np.nanmean(y - law), linestyle="", **_look(index), label=_slope(claim))
         targets, _ = ntk_divergence.growth_until(config, arrays, "targets", activation)
         style.band(ax, config.widths, targets - np.nanmean(targets[:, 0]), **style.control(index))
-    ax.plot(config.widths, law, color=style.THEORY, linestyle=style.DASHES, linewidth=0.9, marker="", zorder=4)
+    _dashed(ax, config.widths, law)
     ax.set_ylim(-0.75 * law[-1], 1.75 * law[-1])
     style.corner(ax, "control: fixed targets ↑")
     ax.set_ylabel(r"$2\,\ln|f|$ predicted at $t^{*}$")
@@ -145,11 +170,9 @@ def _norm(ax, result):
     style.log_axis(ax)
     style.widths_axis(ax, config.widths, "width $M$")
     for index, activation in enumerate(config.activations):
-        largest, times = arrays[f"linear/largest/{activation}"], arrays["linear/times"]
+        largest = arrays[f"linear/largest/{activation}"]
         _, moved = ntk_divergence.growth_until(config, arrays, "linear", activation)
-        runs = np.ndindex(moved.shape)
-        reached = np.array([np.exp(np.interp(moved[run], times, np.log(largest[run]))) for run in runs])
-        reached = reached.reshape(moved.shape)
+        reached = ntk_divergence.largest_at(arrays, activation, moved)
         claim, _ = _verdicts(result, f"N3.norm.{activation}")
         style.band(ax, config.widths, reached, linestyle="", **_look(index), label=_slope(claim))
         style.law(ax, config.widths, 0.5, style.centre(config.widths, reached))
@@ -160,33 +183,44 @@ def _norm(ax, result):
     ax.set_title(r"e  and $|f|$ at $t^{*}$ as $\sqrt{M}$")
 
 
-def _lag(ax, result):
+def _clock(ax, result):
+    """t* itself and the time of divergence against the width; the lag between them."""
     config, arrays = result.config, result.arrays
-    if DIVERGES not in config.activations:
-        ax.set_axis_off()
-        return
     style.widths_axis(ax, config.widths, "width $M$")
-    y, moved = ntk_divergence.growth_until(config, arrays, "linear", DIVERGES)
-    lag = 2 * arrays[f"linear/rate/{DIVERGES}"] * (arrays[f"linear/diverged/{DIVERGES}"] - moved)
-    claim, _ = _verdicts(result, f"N3.lag.{DIVERGES}")
-    style.band(ax, config.widths, lag, linestyle="", **_look(config.activations.index(DIVERGES)), label=_slope(claim))
-    style.law(ax, config.widths, 0, (config.widths[0], lag.mean()))
-    style.band(ax, config.widths, y, **style.control())
-    ax.set_ylabel(r"time in units of $1/2\rho$")
-    style.note(ax, config.widths[-1], y[:, -1].mean() + 0.1, "control: $t^{*}$ itself")
-    ax.set_ylim(lag.mean() - 2, y[:, -1].mean() + 1)
-    ax.legend(loc="lower right", **TIGHT)
-    ax.set_title("f  Divergence follows")
+    logs = np.log(np.array(config.widths)) - np.mean(np.log(config.widths))
+    for index, activation in enumerate(config.activations):
+        _, moved = ntk_divergence.growth_until(config, arrays, "linear", activation)
+        rates, diverged = (arrays[f"linear/{name}/{activation}"] for name in ("rate", "diverged"))
+        label = "$t^{*}$" if len(config.activations) == 1 else f"$t^{{*}}$, {ACTIVATIONS[activation]}"
+        style.band(ax, config.widths, moved, linestyle="", **_look(index), label=label)
+        _dashed(ax, config.widths, moved.mean() + np.mean(1 / (2 * rates)) * logs)
+        if activation != DIVERGES:
+            continue
+        style.band(ax, config.widths, diverged, linestyle="", **_look(index) | {"mfc": "none", "mew": 0.7})
+        _dashed(ax, config.widths, diverged.mean() + np.mean(1 / (2 * rates)) * logs)
+        lag, (claim, _) = diverged - moved, _verdicts(result, f"N3.lag.{DIVERGES}")
+        style.band(ax, config.widths, lag, **_look(index) | {"marker": "", "linestyle": "-"})
+        _dashed(ax, config.widths, lag.mean() + 0 * logs)
+        style.note(ax, config.widths[-1], diverged[:, -1].mean() + 1.5, "divergence", color=_look(index)["color"])
+        note = f"lag, slope × $2\\rho$: {_slope(claim, name=False)}"
+        style.note(ax, config.widths[-1], lag[:, -1].mean(), note, color=_look(index)["color"], above=False)
+    ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
+    ax.set_ylabel("time $t$")
+    ax.legend(loc="upper left", **TIGHT)
+    ax.set_title("f  $t^{*}$ itself, divergence")
+
+
+def _dashed(ax, widths, law):
+    ax.plot(widths, law, color=style.THEORY, linestyle=style.DASHES, linewidth=0.9, marker="", zorder=4)
 
 
 def _verdicts(result, name):
     return [v for v in result.verdicts if name in (v.claim, v.control_of)]
 
 
-def _slope(verdict):
-    activation = ACTIVATIONS[verdict.claim.rsplit(".", 1)[1]]
+def _slope(verdict, name=True):
     slope = f"{verdict.measured:.2f} ± {(verdict.high - verdict.low) / 2:.2f}".replace("-", "−")
-    return f"{activation}: slope {slope}"
+    return f"{ACTIVATIONS[verdict.claim.rsplit('.', 1)[1]]}: slope {slope}" if name else slope
 
 
 def _look(index):

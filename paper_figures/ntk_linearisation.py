@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from paper_figures import style
+from theorykit.ntk.gradient_flow import FINISHED
 
 EXPERIMENT = "ntk_linearisation"
 CLAIM, CONTROL = "cosine InfoNCE", "linear dot"
@@ -46,9 +47,30 @@ def draw(result):
         {config.learning_rate / 2:g}; it should lie below a quarter of the gap. {later}{last}: fitted exponents with
         99.9% intervals; the strip is what counts as agreement, at most −1/2. Controls, grey: the linear dot-product
         loss, at the time at which descent at the initial kernel has grown to a root mean square
-        $|f|={config.growth:g}\\,\\sqrt{{M}}$, and the floor without extrapolation.""",
+        $|f|={config.growth:g}\\,\\sqrt{{M}}$, {_ends(result)}, and the floor without extrapolation.
+        {_solved(result)}""",
     )
     return fig
+
+
+def _of_every_flow(result, name):
+    """All values of one array per flow, over series, activations, seeds and widths."""
+    return np.concatenate([values.ravel() for key, values in result.arrays.items() if key.startswith(name)])
+
+
+def _ends(result):
+    ends = np.concatenate([result.arrays[f"end/{CONTROL}/{activation}"] for activation in result.config.activations])
+    return f"at $t={ends.min():.0f}$ to {ends.max():.0f}"
+
+
+def _solved(result):
+    """How the flows were solved: all finished or how many did not, at which tolerance, in how many steps."""
+    status, rtol, atol, steps = (_of_every_flow(result, f"solver/{n}/") for n in ("status", "rtol", "atol", "accepted"))
+    finished = "All flows" if (status == FINISHED).all() else f"{(status == FINISHED).sum()} of {status.size} flows"
+    return (
+        f"{finished} were solved to the end with relative tolerance {rtol.max():.2g} and absolute tolerance at most "
+        f"{atol.max():.2g} in every step, in {steps.min():.0f} to {steps.max():.0f} steps."
+    )
 
 
 def _widths(ax, result, activation):
