@@ -108,7 +108,12 @@ def hierarchies(config, key):
     ends = [[np.asarray(kernels) for kernels in draw(p)[:2]] for p in (0.0, 1.0)]
     # Kernels are linear in p.
     star = lambda p: Hierarchy(*((1 - p) * a + p * b for a, b in zip(*ends, strict=True)))  # noqa: E731
-    wanted = root_leaf_information(tree)
+    wanted, least = root_leaf_information(tree), root_leaf_information(star(1.0))
+    if wanted < least:
+        raise ValueError(
+            f"a leaf of the hierarchy says {wanted:.3g} nats of the root, of a star at least {least:.3g}: no star "
+            f"matches at noise {config.noise}. Lower the noise"
+        )
     p = scipy.optimize.brentq(lambda p: root_leaf_information(star(p)) - wanted, 0.0, 1.0)
     return tree, draw(p)
 

@@ -1,26 +1,30 @@
 r"""F: which block of a CLIP-trained transformer holds which level of the messages of message passing.
 
 The state of a leaf after each block is compared with the beliefs of its ancestors: the law of its parent given the
-leaves below it, and the law of the root given all leaves of the tree. Leaves are enumerated, and every number is an
-average over their exact law; only networks and kernels are drawn. Two measures of a state h and a belief b:
+leaves below it, and so on up to the law of the root given all leaves of the tree. Leaves are enumerated, and every
+number is an average over their exact law; only networks and kernels are drawn. Two measures of a state h and a belief
+b:
 
     decoded  R^2 of a linear read-out of ln b from h, fitted by ridge on half of the leaves and tested on the other
              half, both ways: is the message there?
     share    of the variance of h at a leaf's place, that linear functions of b and ln b explain: is there little else?
 
-The belief of a parent depends on its own leaves only. For the parents, read-outs are therefore fitted and tested on
-different configurations of these, and random labels are beliefs of other configurations of these; for the root it is
-the configurations of all leaves.
+The belief of a node depends on the leaves below it only. Its read-outs are therefore fitted and tested on different
+configurations of these, and random labels are beliefs of other configurations of these; for the root it is the
+configurations of all leaves.
 
 Found at this size (four leaves, two levels, two blocks): read-outs do not tell CLIP training from no training. Random
-blocks of width 32 mix four leaves well enough that the root is decoded after the first. "Block 1 holds the parents,
-block 2 the root" does not hold of CLIP alone (a control), nor does CLIP training add to what the last block tells of
-the root (a finding). It holds for networks that are supervised by the messages (guided): more of the parents is decoded
-after block 1 than in an untrained network, and more of the root after the second block than after the first. What CLIP
-training does is visible in the shares: of the states after block 1 the parents' beliefs leave a smaller share
+blocks of width 32 mix four leaves well enough that the root is decoded after the first (a claim). "Block 1 holds the
+parents, block 2 the root" does not hold of CLIP alone (a control), nor does CLIP training add to what the last block
+tells of the root (a finding). It holds for networks that are supervised by the messages (guided): more of the parents
+is decoded after block 1 than in an untrained network, and more of the root after the second block than after the first.
+With more levels (preset full, two symbols) the same is asked of each, at the block that is to hold it.
+
+What CLIP training does is visible in the shares: of the states after block 1 the parents' beliefs leave a smaller share
 unexplained than in an untrained network. A part of that is no matter of beliefs, since the share that random functions
-of the parent's leaves leave becomes smaller too; the claim is that it does so less. Of the embedding the root's belief
-leaves a smaller share.
+of the parent's leaves leave becomes smaller too; the claim is that it does so less. With two symbols beliefs and their
+logarithms explain all functions of two leaves, and this claim is not made. Of the embedding the root's belief leaves a
+smaller share.
 
 Controls: networks that are not supervised by messages, untrained networks, and random labels, drawn for each seed.
 
@@ -45,8 +49,6 @@ from theorykit.surrogate import hierarchy
 MEI, PROBES = "Mei (arXiv 2404.18444)", "Alain, Bengio (arXiv 1610.01644)"
 DERIVED = "derivation"
 NETWORKS = ("CLIP", "guided", "untrained")
-LEVELS = ("root", "parent")
-MEASURES = ("decoded", "share", "embedding")
 HEAD = "softmax"
 
 
@@ -70,7 +72,7 @@ class Config:
 
 PRESETS = {
     # With fewer seeds, random labels are compared with each other more often.
-    "smoke": Config(seeds=6, steps=250, permutations=8),
+    "smoke": Config(seeds=6, steps=250, permutations=16),
     "quick": Config(),
     # Two symbols: with three levels more of them have too many configurations to be listed.
     "full": Config(seeds=16, steps=4000, size=clip.Size(alphabet=2, depth=3, blocks=3, width=64)),
@@ -81,8 +83,8 @@ def run(config: Config) -> dict[str, np.ndarray]:
     """decoded/<network>/beliefs, share/<network>/beliefs (seeds, modalities, blocks + 1, levels from the root).
 
     embedding/<network>/beliefs (seeds, modalities): share of the output that the root explains. With random labels
-    <measure>/<network>/permuted (seeds, modalities): of the root after the last block, of the parents after block 1,
-    (seeds, modalities, permutations), and of the output.
+    decoded/<network>/permuted and embedding/<network>/permuted as with beliefs, share/<network>/permuted (seeds,
+    modalities, permutations) of the parents after block 1.
     """
     return results.part("probes", lambda: _probes(config))
 
@@ -94,7 +96,7 @@ def _probes(config):
     hs = clip.hierarchies(size, for_kernels, jnp.full(2 * config.seeds, config.noise))
     guidance = jnp.repeat(jnp.array([0.0, 1.0]), config.seeds)
     kept = checkpoints("training", len(keys) * config.steps)
-    run = clip.train_clip(size, hs, keys, head=HEAD, steps=config.steps, guidance=guidance, progress=False, **kept)
+    run = clip.train_clip(size, hs, keys, head=HEAD, steps=config.steps, guidance=guidance, **kept)
     untrained = clip.start(size, HEAD, keys)
     leaves = hierarchy.all_leaves(size.alphabet, size.leaves)
     joints = np.asarray(jax.jit(jax.vmap(hierarchy.enumerate_joint))(hs), np.float64)
@@ -117,10 +119,9 @@ def _probes(config):
 
 
 def _beliefs(size, kernels, leaves):
-    """ln of the beliefs of the ancestors of every leaf, root and parent, (n, T, S) each."""
+    """ln of the beliefs of the ancestors of every leaf, from the root to the parent, (n, T, S) each."""
     levels = hierarchy.beliefs(kernels, leaves)
-    picked = (levels[0], levels[-1])
-    return [np.repeat(np.asarray(b, np.float64), size.leaves // b.shape[1], axis=1) for b in picked]
+    return [np.repeat(np.asarray(b, np.float64), size.leaves // b.shape[1], axis=1) for b in levels]
 
 
 def _measured(size, params, modality, leaves):
@@ -133,59 +134,72 @@ def _measured(size, params, modality, leaves):
 
 def _one(config, stream, output, law, levels, seed):
     """All measures of one network and modality, see `run`."""
-    rng, size, n = np.random.default_rng(seed), config.size, len(law)
-    siblings = _siblings(size)
-    # What is held out for the parents are leaves of a parent, since nothing else decides about its belief.
-    halves = [rng.permutation(count)[which] < count // 2 for count, which in ((n, np.arange(n)[:, None]), siblings)]
-    halves = [np.broadcast_to(half, siblings[1].shape) for half in halves]
-    random = []
-    for _ in range(config.permutations):
-        root, parent = levels[0][rng.permutation(n)], _permuted(rng, levels[1], *siblings)
-        decoded = _decoded(stream[-1], root, law, halves[0], config.ridge)
-        random.append((decoded, _share(stream[1], parent, law), _share(output, root[:, :1], law)))
-    random = dict(zip(MEASURES, np.transpose(random), strict=True))
-    # Random labels of parents are also compared with each other.
-    found = {f"{name}/permuted": v if name == "share" else np.mean(v) for name, v in random.items()}
-    found["decoded/beliefs"] = np.array(
-        [[_decoded(h, b, law, half, config.ridge) for b, half in zip(levels, halves, strict=True)] for h in stream]
+    rng, size = np.random.default_rng(seed), config.size
+    below = [_below(size, level) for level in range(size.depth)]
+    halves = [rng.permutation(count)[which] < count // 2 for count, which in below]
+    random = [
+        np.stack([_permuted(rng, logs, *one) for _ in range(config.permutations)])
+        for logs, one in zip(levels, below, strict=True)
+    ]
+    decoded = np.array(
+        [
+            [
+                _decoded(h, np.concatenate([b[None], labels]), law, half, config.ridge)
+                for b, labels, half in zip(levels, random, halves, strict=True)
+            ]
+            for h in stream
+        ]
     )
-    found["share/beliefs"] = np.array([[_share(h, b, law) for b in levels] for h in stream])
-    return found | {"embedding/beliefs": _share(output, levels[0][:, :1], law)}
+    return {
+        "decoded/beliefs": decoded[..., 0],
+        "decoded/permuted": decoded[..., 1:].mean(axis=-1),
+        "share/beliefs": np.array([[_share(h, b, law) for b in levels] for h in stream]),
+        # Random labels of parents are also compared with each other.
+        "share/permuted": np.array([_share(stream[1], labels, law) for labels in random[-1]]),
+        "embedding/beliefs": _share(output, levels[0][:, :1], law),
+        "embedding/permuted": np.mean([_share(output, labels[:, :1], law) for labels in random[0]]),
+    }
 
 
-def _siblings(size):
-    """Number of configurations of the leaves of a parent, and which of them each leaf belongs to, (n, T)."""
-    leaves = np.asarray(hierarchy.all_leaves(size.alphabet, size.leaves))
-    digits = leaves.reshape(len(leaves), -1, size.arity) @ size.alphabet ** np.arange(size.arity)
-    return size.alphabet**size.arity, np.repeat(digits, size.arity, axis=1)
+def _below(size, level):
+    """Number of configurations of the leaves below a node of this level, and which of them is below the ancestor of
+    each leaf, (n, T).
+
+    What is held out is a part of these, since nothing else decides about the belief.
+    """
+    leaves, each = np.asarray(hierarchy.all_leaves(size.alphabet, size.leaves)), size.leaves // size.arity**level
+    digits = leaves.reshape(len(leaves), -1, each) @ size.alphabet ** np.arange(each)
+    return size.alphabet**each, np.repeat(digits, each, axis=1)
 
 
-def _permuted(rng, logs, count, siblings):
-    """Beliefs (n, T, S) of parents, of other leaves of theirs."""
+def _permuted(rng, logs, count, below):
+    """Beliefs (n, T, S) of nodes given other leaves below them."""
     to, found = rng.permutation(count), np.empty_like(logs)
     for place in range(logs.shape[1]):
-        _, first = np.unique(siblings[:, place], return_index=True)  # a row for each configuration
-        found[:, place] = logs[first[to[siblings[:, place]]], place]
+        _, first = np.unique(below[:, place], return_index=True)  # a row for each configuration
+        found[:, place] = logs[first[to[below[:, place]]], place]
     return found
 
 
-def _decoded(states, logs, law, half, ridge):
-    """R^2 of ridge read-outs, one for all places, of ln b less its mean, on the half that did not fit them.
+def _decoded(states, labels, law, half, ridge):
+    """R^2 (labels,) of ridge read-outs, one for all places, of ln b less its mean, on the half that did not fit them.
 
-    half : (n, T), whether a leaf in a configuration fits.
+    labels : (labels, n, T, S) ln b of each; half : (n, T), whether a leaf in a configuration fits.
     """
-    targets, missed, spread = logs - logs.mean(axis=-1, keepdims=True), 0.0, 0.0
-    weights = np.broadcast_to(law[:, None], half.shape)
+    targets = np.moveaxis(labels - labels.mean(axis=-1, keepdims=True), 0, 2)  # (n, T, labels, S)
+    weights, missed, spread = np.broadcast_to(law[:, None], half.shape), 0.0, 0.0
     for fitted in (half, ~half):
         x, y, w = states[fitted], targets[fitted], weights[fitted]
+        y = y.reshape(len(x), -1)
         centre, mean = w @ x / w.sum(), w @ y / w.sum()
         x, y = x - centre, y - mean
         gram = (x * w[:, None]).T @ x / w.sum()
         penalty = ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
         read_out = np.linalg.solve(gram + penalty, (x * w[:, None]).T @ y / w.sum())
-        x, y, w = states[~fitted], targets[~fitted], weights[~fitted]
-        missed += np.sum(w[:, None] * (y - mean - (x - centre) @ read_out) ** 2)
-        spread += np.sum(w[:, None] * (y - mean) ** 2)
+        x, w = states[~fitted], weights[~fitted]
+        y = targets[~fitted].reshape(len(x), -1) - mean
+        sums = lambda values, w=w: (w @ values**2).reshape(len(labels), -1).sum(axis=1)  # noqa: E731
+        missed, spread = missed + sums(y - (x - centre) @ read_out), spread + sums(y)
     return 1 - missed / spread
 
 
@@ -205,36 +219,48 @@ def _share(states, logs, law):
 
 def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdict]:
     """What is decoded after which block, with guidance and without, and what beliefs explain of the states."""
-    root, parent = range(len(LEVELS))
+    root, parent = 0, config.size.depth - 1
     last = config.size.blocks
-    at = lambda what, network, block, level: arrays[f"{what}/{network}/beliefs"][:, :, block, level].mean(axis=1)  # noqa: E731
+    at = lambda what, network, block, level, labels="beliefs": (  # noqa: E731
+        arrays[f"{what}/{network}/{labels}"][:, :, block, level].mean(axis=1)
+    )
     decoded = partial(at, "decoded")
 
     check = partial(verify.separation, margin=config.decoded)
-    zero = np.zeros(config.seeds)
-    random = arrays["decoded/CLIP/permuted"].mean(axis=1)
-    statement = (
-        "CLIP: the belief of the root is decoded from the states after the last block, on leaves the read-out has not "
-        "seen"
-    )
-    sides = [(value, zero) for value in (decoded("CLIP", last, root), random)]
-    found = _pair(check, "decoded", statement, PROBES, sides[0], ("random labels", sides[1]))
+    zero, unseen = np.zeros(config.seeds), "on leaves the read-out has not seen"
+    found = []
+    for name, network, block, where in (
+        ("decoded", "CLIP", last, "CLIP: the belief of the root is decoded from the states after the last block"),
+        ("random_blocks", "untrained", 1, "untrained: the belief of the root is decoded from the states after block 1"),
+    ):
+        sides = [(decoded(network, block, root, labels), zero) for labels in ("beliefs", "permuted")]
+        found += _pair(check, name, f"{where}, {unseen}", PROBES, sides[0], ("random labels", sides[1]))
 
-    left = lambda network, block, level: np.log1p(-decoded(network, block, level))  # noqa: E731
+    left = lambda *which: np.log1p(-decoded(*which))  # noqa: E731
     check = partial(verify.separation, margin=config.parents, direction="less")
     statement = (
         "guided: of the parents' beliefs less than three fifths as much is not decoded after block 1 as in an "
-        "untrained network, on leaves the read-out has not seen"
+        f"untrained network, {unseen}"
     )
-    sides = [(left(name, 1, parent), left("untrained", 1, parent)) for name in ("guided", "CLIP")]
-    found += _pair(check, "parents", statement, MEI, sides[0], ("CLIP alone", sides[1]))
+    sides = [
+        (left(name, 1, parent, labels), left("untrained", 1, parent, labels))
+        for name, labels in (("guided", "beliefs"), ("CLIP", "beliefs"), ("guided", "permuted"))
+    ]
+    controls = ("CLIP alone", sides[1]), ("random labels", sides[2])
+    found += _pair(check, "parents", statement, MEI, sides[0], *controls)
 
     check = partial(verify.separation, margin=config.kept, direction="less")
     less = "less than two fifths as much is not decoded"
-    statement = f"guided: of the root's belief {less} after the last block as after block 1"
-    sides = [(left(name, last, root), left(name, 1, root)) for name in NETWORKS]
-    controls = ("CLIP alone", sides[0]), ("untrained", sides[2])
-    found += _pair(check, "root", statement, MEI, sides[1], *controls)
+    for level in range(parent):
+        block = holding(config.size, level)
+        whose, after = ("root", "the last block") if level == root else (f"level {level}", f"block {block}")
+        statement = f"guided: of the beliefs of the {whose} {less} after {after} as after block 1"
+        sides = [
+            (left(name, block, level, labels), left(name, 1, level, labels))
+            for name, labels in (*((name, "beliefs") for name in NETWORKS), ("guided", "permuted"))
+        ]
+        controls = ("CLIP alone", sides[0]), ("untrained", sides[2]), ("random labels", sides[3])
+        found += _pair(check, whose.replace(" ", "_"), statement, MEI, sides[1], *controls)
 
     statement = f"CLIP alone: of the root's belief {less} after the last block as in an untrained network"
     trained = left("CLIP", last, root), left("untrained", last, root)
@@ -245,15 +271,18 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
         clip_trained, untrained = (np.log1p(-shares(name)) for name in ("CLIP", "untrained"))
         return untrained - clip_trained
 
-    by_beliefs = lowered(lambda name: at("share", name, 1, parent))
-    first, second = (
-        lowered(lambda name, h=h: arrays[f"share/{name}/permuted"][..., h::2].mean(axis=(1, 2))) for h in range(2)
-    )
     check = partial(verify.separation, margin=config.share)
     smaller = "a smaller share of the variance is unexplained after CLIP training than in an untrained network"
-    statement = f"by the parents' beliefs {smaller}, of the states after block 1, beyond what random labels show"
-    sides = (by_beliefs, (first + second) / 2), (first, second)
-    found += _pair(check, "share", statement, DERIVED, sides[0], ("other random labels in place of beliefs", sides[1]))
+    # b and ln b have 2 S - 1 free entries: of fewer configurations they explain every function, as random labels do.
+    if config.size.alphabet**config.size.arity > 2 * config.size.alphabet:
+        by_beliefs = lowered(lambda name: at("share", name, 1, parent))
+        first, second = (
+            lowered(lambda name, h=h: arrays[f"share/{name}/permuted"][..., h::2].mean(axis=(1, 2))) for h in range(2)
+        )
+        statement = f"by the parents' beliefs {smaller}, of the states after block 1, beyond what random labels show"
+        sides = (by_beliefs, (first + second) / 2), (first, second)
+        why = "other random labels in place of beliefs"
+        found += _pair(check, "share", statement, DERIVED, sides[0], (why, sides[1]))
 
     sides = [
         (lowered(lambda name, labels=labels: arrays[f"embedding/{name}/{labels}"].mean(axis=1)), zero)
@@ -261,6 +290,11 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     ]
     statement = f"by the root's belief {smaller}, of the embedding"
     return found + _pair(check, "embedding", statement, DERIVED, sides[0], ("random labels", sides[1]))
+
+
+def holding(size, level) -> int:
+    """The block that guidance asks to hold the beliefs of this level, see `_hierarchy_clip`."""
+    return next(b for b in range(1, size.blocks + 1) if math.ceil(b * size.depth / size.blocks) == size.depth - level)
 
 
 def _pair(check, name, *rest):

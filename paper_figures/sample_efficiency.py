@@ -47,9 +47,13 @@ def draw(result):
         ({arrays["constant"].mean():.2f} nats). Dotted: the hierarchy at the end of training, overfitted where n is
         small. Grey: images and texts of different samples. c: CLIP (bands) and zero-shot labels (thin); dotted: CLIP at
         the end. d: fitted exponents with 99.9% intervals over seeds, from the n on where the excess on the hierarchy is
-        below that of a constant score; dashed: the exponent claimed, except of the transformer for labels.""",
+        below that of a constant score; dashed: the exponent claimed.""",
     )
     return fig
+
+
+def _name(kind):
+    return "MLP" if kind == experiment.MLP else kind
 
 
 def _mean(values):
@@ -79,12 +83,9 @@ def _kinds(ax, arrays, config):
     style.log_axis(ax)
     for index, (kind, n) in enumerate(config.samples.items()):
         look = style.series(index)
-        style.band(ax, n, arrays[f"excess/{kind}/hierarchy/best"], label={"mlp": "MLP"}.get(kind, kind), **look)
+        style.band(ax, n, arrays[f"excess/{kind}/hierarchy/best"], label=_name(kind), **look)
         ax.plot(n, _mean(arrays[f"zero_shot/{kind}/hierarchy"]), color=look["color"], linewidth=0.8, marker="")
         ax.plot(n, _mean(arrays[f"excess/{kind}/hierarchy/end"]), color=look["color"], **END)
-    if config.transformer:
-        one = arrays["excess/transformer/one layer/best"]
-        style.band(ax, config.transformer, one, label="one layer", **style.series(3))
     style.widths_axis(ax, config.mlp, "samples $n$")
     _constant(ax, arrays, config.mlp[-1])
     ax.legend(loc="lower left", **TIGHT)
@@ -101,9 +102,11 @@ def _exponents(ax, arrays, config):
                 fit = verify.slope_fit(np.array(counts)[chosen], values, law="power", level=verify.LEVEL)
                 ax.plot([fit.low, fit.high], [row, row], color=look["color"], linewidth=1.6, marker="")
                 ax.plot([fit.slope], [row], **look | {"linestyle": ""})
-                names.append(f"{'MLP' if kind == 'mlp' else kind}, {task}" if law == "hierarchy" else "")
+                names.append(f"{_name(kind)}, {task}" if law == "hierarchy" else "")
                 row += 1
-    ax.axvline(-config.exponent, color=style.THEORY, linestyle=style.DASHES, linewidth=0.9, marker="")
+        # Of labels it is claimed for the MLP only.
+        claimed = [row - 2 * len(LAWS) - 0.5, row - (0 if kind == experiment.MLP else len(LAWS)) - 0.5]
+        ax.plot([-experiment.claimed(config, kind)] * 2, claimed, **LEVEL)
     ax.set_yticks(range(row), names)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
