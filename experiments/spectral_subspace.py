@@ -25,15 +25,20 @@ Three statements, each measured with W from a random start:
 
 How far is far: distances are compared with those of random subspaces, about sqrt z (the null).
 
+With h / |h| in place of h ("unit") the same holds for the C of those rows. The loss is then not the cosine of f, which
+is no quadratic form in W: trained with that one, and V fixed, W ends elsewhere, and its distance is shown.
+
 After the first measurement. Both bounds are those of U(t), and W that had not settled lay outside: at gaps near 0.01 of
-the Gaussian series, and (residual bound) for ReLU at width 64. So points at which W cannot have settled in the time are
-left out, and the residual bound is a claim at the largest width alone.
+the Gaussian series, and (residual bound) for ReLU at width 64. So the Davis-Kahan bound is checked from the time on at
+which W must have settled, and the residual bound where W has come to U(t). At depths 4 and 5 the former is vacuous by
+then, but for a few points.
 
 Controls. (1) Without orthogonality: the loss then has no minimum, so the norm is held, Tr W^T W = z. All columns of W
 turn to one eigenvector, and the distance ||W W^T - U_0 U_0^T||_F / sqrt 2, which is ||sin Theta||_F for orthonormal W,
 stays large. (2) Narrow networks lose the subspace, at a time proportional to M: no one width is the limit at all times.
 (3) A gap closed on purpose: quarter turns of a plane map the Gaussian data and the features onto themselves.
-(4) For the laws of the drift: V learns faster in proportion to M; and the time before W has settled.
+(4) For the laws of the drift: V learns faster in proportion to M; and the time before W has settled. (5) For the
+Davis-Kahan bound: W as at the start, since without orthogonality the drift makes it vacuous in deeper networks.
 
 Data: triplets of three classes of digits (the negative is of another class), z = 2; Gaussian vectors with three strong
 directions, seen twice through noise.
@@ -44,45 +49,20 @@ import math
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
 from experiments import _setting, _subspace
 from experiments._side_by_side import side_by_side
+from experiments._subspace import Series
 from theorykit import data, results, verify
-from theorykit.spectral import compare, stiefel
 
 PCA = "Anil, Esser, Ghoshdastidar (arXiv 2403.08673)"
 DAVIS_KAHAN = "Davis, Kahan 1970; in the form of Yu, Wang, Samworth 2015 (arXiv 1405.0680), theorem 2"
 RESIDUAL = "Davis, Kahan 1970 (doi:10.1137/0707001), the sin Theta theorem with a residual"
+COSINE = ("cosine", "with the cosine of f itself")
 DRIFT = "derivation; arXiv 2403.08673 states the upper bound O(t / sqrt M)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """Data and encoder, its widths (channels of a CNN), and a descent, with steps below 1 / (spread of C)."""
-
-    data: str
-    encoder: str
-    widths: tuple[int, ...]
-    steps: int
-    learning_rate: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.data}.{self.encoder}"
-
-    @property
-    def pixels(self) -> int:
-        """Rows of W for each channel of a CNN; 0 for an MLP."""
-        return 64 if "flat" in self.encoder else 0
-
-    @property
-    def shallow(self) -> bool:
-        """One dense hidden layer: N6. Everything else is N7."""
-        return self.encoder.endswith("-2") and not self.pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +72,14 @@ class Config:
     series: tuple[Series, ...] = (
         Series("digits", "tanh-2", (128, 256, 512, 1024, 2048, 4096), 64, 12.5),
         Series("digits", "relu-2", (128, 512, 4096), 64, 12.5),
+        Series("digits", "tanh-2", (128, 512, 4096), 64, 5.0, unit=True),
         Series("gaussian", "tanh-2", (128, 512, 4096), 64, 4.7),
         Series("digits", "tanh-3", (128, 384, 1024), 25, 24.0),
+        Series("digits", "tanh-4", (128, 1024), 24, 28.0),
+        Series("digits", "tanh-5", (128, 1024), 20, 40.0),
         Series("digits", "tanh-flat-2", (8, 32, 128), 24, 21.0),
     )
-    shrinks: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of direction 2, elsewhere 0.5; 1 closes the gap
+    shrinks: tuple[float, ...] = (0.7, 0.8, 0.9, 0.95, 1.0)  # of direction 2, elsewhere 0.5; 1 closes the gap
     features: int = 2
     triplets: int = 48  # with half as many the gap falls to 0.003 in some seeds, and W needs the longer to settle
     seeds: int = 6
@@ -109,16 +92,21 @@ class Config:
     pictured: int = 60  # digits of each class in the pictures
     factor: float = results.threshold(10.0, "the null is at least ten times further away, as the statement asks")
     fixed_factor: float = results.threshold(1e6, "distances of 1e-8, with two orders of room for a small gap")
+    near: float = results.threshold(0.01, "W on U(t) to a hundredth; since a first run also of the measured distance")
     width_margin: float = results.threshold(0.2, "tells the exponent -1 from the -1/2 of the known upper bound")
     time_margin: float = results.threshold(0.1, "curvature of second order in t / M, at t = M / 5")
 
 
 _TANH, _GAUSSIAN = ("digits", "tanh-2"), ("gaussian", "tanh-2")
 PRESETS = {
-    # One width of all programs, so that they are compiled once.
+    # One width of all programs, so that they are compiled once; that is also why N7 has V fixed only.
     "smoke": Config(
-        series=(Series(*_TANH, (128, 512, 1024, 2048), 48, 15.0), Series(*_GAUSSIAN, (2048,), 48, 4.0)),
-        shrinks=(0.5, 1.0),
+        series=(
+            Series(*_TANH, (128, 512, 1024, 2048), 48, 15.0),
+            Series(*_GAUSSIAN, (2048,), 48, 4.0),
+            Series("digits", "tanh-3", (128,), 0, 15.0),
+        ),
+        shrinks=(1.0,),
         linear=0.7,
         snapshots=(0.0, 0.15, 0.25, 0.37, 0.5, 0.6, 0.8, 1.0),
         fixed_steps=1200,
@@ -129,8 +117,11 @@ PRESETS = {
         series=(
             Series(*_TANH, (128, 256, 512, 1024, 2048, 4096, 8192, 16384), 160, 10.0),
             Series("digits", "relu-2", (128, 256, 1024, 4096, 16384), 160, 10.0),
+            Series(*_TANH, (128, 256, 1024, 4096, 16384), 160, 4.0, unit=True),
             Series(*_GAUSSIAN, (128, 256, 1024, 4096, 16384), 160, 4.0),
             Series("digits", "tanh-3", (128, 384, 1024, 2048), 54, 15.0),
+            Series("digits", "tanh-4", (128, 1024, 2048), 40, 16.8),
+            Series("digits", "tanh-5", (128, 1024, 2048), 40, 20.0),
             Series("digits", "tanh-flat-2", (8, 32, 128, 512), 54, 15.0),
             Series("digits", "tanh-flat-3", (8, 32, 256), 40, 15.0),
         ),
@@ -142,40 +133,37 @@ PRESETS = {
 def run(config: Config) -> dict[str, np.ndarray]:
     """<series>/<measure>, (seeds, widths) at the end of training or (seeds, widths, times) along it.
 
-    Also <series>/norm/... (control without orthogonality, widest only), <first series>/fast/... (control of the laws)
-    and <gaussian>/turned/... with shrinks in place of widths. null (draws,), picture/...
+    Also <series>/norm/... (control without orthogonality, widest only), <first series>/fast/... (control of the laws),
+    <unit series>/cosine/... and <gaussian>/turned/... with shrinks in place of widths. null (draws,), picture/...
     """
-    arrays, tasks = {}, []
+    arrays, cells = {}, []
+
+    def sweep(series, kind, settings, measure=_cell):
+        cells.append((f"{series.name}{kind}", partial(_sweep, config, series, measure, settings)))
+
     for series in config.series:
-        tasks.append((series, "", [{"width": width} for width in series.widths]))
-        tasks.append((series, "/norm", [{"width": series.widths[-1], "constrained": False}]))
+        widest = {"width": series.widths[-1]}
+        sweep(series, "", [{"width": width} for width in series.widths])
+        sweep(series, "/norm", [widest | {"constrained": False}])
+        if series.unit:
+            sweep(series, "/cosine", [widest], _subspace.with_cosine)
         if series.data == "gaussian":
-            shrunk = [{"width": series.widths[-1], "shrink": shrink} for shrink in config.shrinks]
-            tasks.append((series, "/turned", shrunk))
+            sweep(series, "/turned", [widest | {"shrink": shrink} for shrink in config.shrinks])
     first = config.series[0]
-    tasks.append((first, "/fast", [{"width": m, "faster": m / first.widths[0]} for m in linear_widths(config)]))
-    cells = [(f"{series.name}{kind}", partial(_sweep, config, series, cells)) for series, kind, cells in tasks]
-    cells += [("picture", partial(_pictures, config)), ("null", partial(_null, config))]
+    sweep(first, "/fast", [{"width": m, "faster": m / first.widths[0]} for m in linear_widths(config)])
+    cells += [("picture", partial(_pictures, config)), ("null", partial(_subspace.null, config))]
     with tqdm(desc="spectral_subspace", total=len(cells), disable=None) as bar:
 
         def work(name, measure):
             found = results.part(name.replace("/", "-"), measure)
             bar.update()
-            return (
-                {f"{name}/{key}": value for key, value in found.items()} if isinstance(found, dict) else {name: found}
-            )
+            named = found.items() if isinstance(found, dict) else ()
+            return {f"{name}/{key}": value for key, value in named} or {name: found}
 
         with threadpoolctl.threadpool_limits(1):  # small eigenproblems, on which threads get into each other's way
             for found in side_by_side(work, cells):
                 arrays |= found
     return arrays
-
-
-def _null(config):
-    # Random subspaces of more dimensions are further apart: the smallest space gives the strictest null.
-    smallest = min(series.widths[0] * max(series.pixels, 1) for series in config.series)
-    null = compare.null_distances(jax.random.key(0), smallest, config.features, config.draws)
-    return np.asarray(null, np.float64)
 
 
 def linear_widths(config: Config) -> list[int]:
@@ -184,21 +172,19 @@ def linear_widths(config: Config) -> list[int]:
     return [width for width in series.widths if width >= config.linear * series.steps * series.learning_rate]
 
 
-def steps(config: Config, series: Series) -> list[int]:
-    """Numbers of updates after which a network is measured."""
-    return [round(share * series.steps) for share in config.snapshots]
-
-
-def _sweep(config, series, cells):
-    found = [_cell(config, series, seed, **cell) for seed in range(config.seeds) for cell in cells]
+def _sweep(config, series, measure, settings):
+    found = [measure(config, series, seed, **setting) for seed in range(config.seeds) for setting in settings]
     table = {name: np.array([cell[name] for cell in found]) for name in found[0]}
-    return {name: values.reshape(config.seeds, len(cells), *values.shape[1:]) for name, values in table.items()}
+    return {name: values.reshape(config.seeds, len(settings), *values.shape[1:]) for name, values in table.items()}
 
 
 def _cell(config, series, seed, width, shrink=0.5, faster=1.0, constrained=True):
     """All measures of one network."""
-    run, w, rows, _ = _train(config, series, seed, width, shrink, faster, constrained)
-    z, ended = config.features, int(run.status) in (stiefel.FINISHED, stiefel.CONVERGED)
+    network = _subspace.network(series, seed, width, config.features, config.triplets, shrink)
+    if not series.steps:
+        return {"fixed": _subspace.fixed_alone(config, series, network, constrained)}
+    run, w, rows = _subspace.train(config, series, network, faster, constrained)
+    z = config.features
     values, vectors = _subspace.spectrum(rows[0])
     u, gap = vectors[:, :z], values[z] - values[z - 1]
     settled = config.snapshots.index(config.settled)
@@ -210,69 +196,18 @@ def _cell(config, series, seed, width, shrink=0.5, faster=1.0, constrained=True)
         "current": _subspace.distance(w[-1], turned[:, :z]),
         "drift": drift,
         "since": [_subspace.difference(factor, rows[settled]) for factor in rows[settled + 1 :]],
-        "limit": 2 * drift[-1] / max(gap, np.finfo(float).tiny),
+        "limit": 2 * drift / max(gap, np.finfo(float).tiny),
         "sharp": left / (now[z] - inside) if now[z] > inside else np.inf,
         "loss": float(run.loss),
         "trace": np.trace(w[-1].T @ _subspace.apply(rows[-1], w[-1])),
         "trace_at_start": np.trace(w[-1].T @ _subspace.apply(rows[0], w[-1])),
     }
-    found = {name: np.where(ended, value, np.nan) for name, value in found.items()}
-    times = np.asarray(run.metric_times, np.float64)
-    return found | {"fixed": _fixed(config, series, rows[0], w[0], u, constrained), "gap": gap, "times": times}
-
-
-def _train(config, series, seed, width, shrink=0.5, faster=1.0, constrained=True):
-    """The joint descent: its run, W and the factor of C at the snapshots in float64, the hidden layers at the start."""
-    # Units with both weights zero stay so and leave the network of the others, but for the factor 1 / sqrt M. Thus all
-    # widths of two layers are one compiled program.
-    units = series.widths[-1] if series.shallow else width
-    encoder, views = (
-        _setting.encoder(series.encoder, units, config.features),
-        _subspace.views(series.data, seed, config.triplets, shrink),
-    )
-    layers = dict(_setting.initial(encoder, _setting.cell_key(seed, width), views[0])["params"])
-    w = np.array(layers.pop(max(layers))["kernel"], np.float64)
-    size = len(w) * width // units
-    w[:size], w[size:] = np.linalg.qr(w[:size])[0], 0
-    if series.data == "gaussian" and shrink == 1:
-        layers = _subspace.turned_features(layers)
-    layers = jax.tree.map(lambda kernel: np.where(np.arange(units) < width, kernel, np.float32(0)), layers)
-    start = w if constrained else w.reshape(-1, 1) / math.sqrt(config.features)
-    loss, snapshot = _subspace.problem(encoder, constrained)
-    given = (views, layers, np.float32(math.sqrt(faster)), np.float32(units / width))
-    run = stiefel.stiefel_descent(
-        loss,
-        np.float32(start),
-        jax.tree.map(np.zeros_like, layers),
-        given,
-        steps=series.steps,
-        learning_rate=series.learning_rate,
-        metrics=snapshot,
-        metric_steps=steps(config, series),
-    )
-    w, rows = (np.asarray(a, np.float64) for a in run.metrics)
-    return run, w[:, :size], rows[:, :, :size], layers
-
-
-def _fixed(config, series, rows, w, u, constrained):
-    """Distances to U_0 along the descent with V fixed, and at its end."""
-    basis = np.linalg.qr(np.concatenate([w, rows.T], axis=1))[0]
-    start = np.eye(basis.shape[1], config.features)  # the columns of W(0) came first
-    small = rows @ basis
-    loss, snapshot = _subspace.quadratic(constrained)
-    with jax.enable_x64(True):
-        run = stiefel.stiefel_descent(
-            loss,
-            jnp.asarray(start if constrained else start.reshape(-1, 1) / math.sqrt(config.features)),
-            None,
-            jnp.asarray(small.T @ _subspace.swap(small)),
-            steps=config.fixed_steps,
-            learning_rate=series.learning_rate,
-            tolerance=config.tolerance,
-            metrics=snapshot,
-            metric_steps=[*steps(config, series), config.fixed_steps],
-        )
-    return np.array([_subspace.distance(w_t, basis.T @ u) for w_t in np.asarray(run.metrics)])
+    if constrained:
+        found["grassmann"] = _subspace.grassmann(w, u)
+    found = {name: np.where(_subspace.ended(run), value, np.nan) for name, value in found.items()}
+    if faster == 1:  # with V fixed its rate is without effect
+        found["fixed"] = _subspace.fixed(config, series, rows[0], w[0], u, constrained)
+    return found | {"gap": gap, "times": np.asarray(run.metric_times, np.float64)}
 
 
 def _pictures(config):
@@ -292,12 +227,13 @@ def _pictures(config):
         ("narrow", series.widths[0], True),
         ("norm", series.widths[-1], False),
     ):
-        run, w, rows, layers = _train(config, series, 0, width, constrained=constrained)
+        network = _subspace.network(series, 0, width, z, config.triplets)
+        run, w, rows = _subspace.train(config, series, network, constrained=constrained)
         u = _subspace.spectrum(rows[0])[1][:, :z]
         left, _, right = np.linalg.svd(w[-1].T @ u)
         for kind, matrix, hidden in (
-            ("predicted", u, layers),
-            ("learned", w[-1] @ left @ right, jax.tree.map(np.add, layers, run.params)),
+            ("predicted", u, network.layers),
+            ("learned", w[-1] @ left @ right, jax.tree.map(np.add, network.layers, run.params)),
         ):
             padded = np.zeros((series.widths[-1], z), np.float32)
             padded[:width] = matrix * math.sqrt(series.widths[-1] / width)
@@ -318,7 +254,7 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
 def _claim(series, measure, statement, source, control=None):
     """Claim on a series, or its control: a name and why it should fail."""
     name = f"{'N6' if series.shallow else 'N7'}.{measure}.{series.name}"
-    statement = f"{statement}, {series.encoder} on {series.data}"
+    statement = f"{statement}, {series.encoder}{' with h / |h|' if series.unit else ''} on {series.data}"
     if control is None:
         return verify.Claim(name, statement, source)
     return verify.Claim(f"{name}.{control[0]}", f"{statement}: {control[1]}", source, "control", name)
@@ -329,19 +265,21 @@ def _distances(config, arrays, series):
         return arrays[f"{series.name}{kind}/{measure}"]
 
     norm, closed = ("norm", "norm in place of orthogonality"), ("closed", "with the gap closed on purpose")
-    widest, limit = series.widths[-1], math.sqrt(config.features)
-    found = []
+    widest, found = series.widths[-1], []
 
     def far(claim, distance, factor):  # in every seed
         found.append(verify.separation(claim, factor * np.max(distance), null=arrays["null"], direction="less"))
 
-    if series.shallow:
-        factor = config.fixed_factor
-        words = ("fixed", f"V fixed: chance is {factor:g} times further from U_0, in every seed, at every width", PCA)
-        far(_claim(series, *words), of("fixed")[..., -1], factor)
-        far(_claim(series, *words, norm), of("fixed", "/norm")[:, -1, -1], factor)
-        if series.data == "gaussian":
-            far(_claim(series, *words, closed), of("fixed", "/turned")[:, -1, -1], factor)
+    factor = config.fixed_factor
+    words = ("fixed", f"V fixed: chance is {factor:g} times further from U_0, in every seed, at every width", PCA)
+    far(_claim(series, *words), of("fixed")[..., -1], factor)
+    far(_claim(series, *words, norm), of("fixed", "/norm")[:, -1, -1], factor)
+    if series.data == "gaussian":
+        far(_claim(series, *words, closed), of("fixed", "/turned")[:, -1, -1], factor)
+    if series.unit:
+        far(_claim(series, *words, COSINE), of("fixed", "/cosine")[:, -1, -1], factor)
+    if not series.steps:
+        return found
 
     factor = config.factor
     words = ("null", f"V trained: chance is {factor:g} times further from U_0, in every seed, at width {widest}", PCA)
@@ -352,25 +290,74 @@ def _distances(config, arrays, series):
         far(_claim(series, *words, narrow), of("distance")[:, 0, -1], factor)
     if series.data == "gaussian":
         far(_claim(series, *words, closed), of("distance", "/turned")[:, -1, -1], factor)
+    if series.unit:
+        found += _quadratic(series, of, "trace", "/cosine", COSINE)
+    return found + _davis_kahan(config, series, of, norm) + _residual(config, series, of, norm)
 
-    def within(words, measure, value, bound):
-        found.append(verify.bound(_claim(series, *words), value, bound))
-        value, bound = of("distance", "/norm")[:, -1, -1], of(measure, "/norm")[:, -1]
-        found.append(verify.bound(_claim(series, *words, norm), value, bound))
 
-    if series.shallow:  # for the others the bound is vacuous at nearly all of these widths
-        kinds = ["", "/turned"] if series.data == "gaussian" else [""]
-        value, time = (np.concatenate([of(m, kind)[..., -1].ravel() for kind in kinds]) for m in ("distance", "times"))
-        bound, gap = (np.concatenate([of(m, kind).ravel() for kind in kinds]) for m in ("limit", "gap"))
-        # W starts at a tangent of about sqrt M from U(t), which shrinks as exp(-2 gap t): by then to 1%.
-        settled = 2 * gap * time >= math.log(100 * math.sqrt(widest))
-        kept = settled & ~(bound >= limit)  # not-a-number, from a failed run, stays and decides nothing
-        words = (
-            f"W is within the Davis-Kahan bound of U_0 ({np.sum(~kept)} of {bound.size} points vacuous or not settled)"
-        )
-        within(("limit", f"V trained: {words}", DAVIS_KAHAN), "limit", value[kept], bound[kept])
-    words = ("sharp", f"V trained: W is within the residual bound of U_0, at width {widest}", RESIDUAL)
-    within(words, "sharp", of("distance")[:, -1, -1], of("sharp")[:, -1])
+def _davis_kahan(config, series, of, norm):
+    """The bound at every snapshot of every width, from when W has settled, unless it is vacuous."""
+
+    def points(kinds):
+        """Distances, bounds, which of them decide, and which W has settled: (seeds, widths, times)."""
+        measures = ("distance", "limit", "times", "gap")
+        value, bound, time, gap = (np.concatenate([of(m, kind) for kind in kinds], axis=1) for m in measures)
+        # W starts at a tangent of about sqrt M from U(t), which shrinks as exp(-2 gap t).
+        rows = series.widths[-1] * series.pixels
+        settled = 2 * gap[:, :, None] * time >= math.log(math.sqrt(rows) / config.near)
+        # Not-a-number, from a failed run, stays and decides nothing.
+        return value, bound, settled & ~(bound >= math.sqrt(config.features)), settled
+
+    value, bound, kept, settled = points(["", "/turned"] if series.data == "gaussian" else [""])
+    if not kept.any():  # vacuous throughout, as in deep narrow networks: there is nothing to decide
+        return []
+    judged, after = (np.sum(which[:, : len(series.widths)], axis=(0, 2)) for which in (kept, settled))
+    gaps = np.median(of("gap"), axis=0)
+    shares = ", ".join(f"{few} of {all_}" for few, all_ in zip(judged, after, strict=True))
+    statement = (
+        f"V trained: W is within the Davis-Kahan bound of U_0 at all times once settled, at widths "
+        f"{_subspace.listed(series.widths)} ({shares} points, at the others it is vacuous; median eigengaps "
+        f"{_subspace.listed(gaps, '.2g')})"
+    )
+    words = ("limit", statement, DAVIS_KAHAN)
+    about = {
+        "widths": list(series.widths),
+        "settled": after.tolist(),
+        "judged": judged.tolist(),
+        "eigengaps": gaps.tolist(),
+    }
+    claim = verify.bound(_claim(series, *words), value[kept], bound[kept])
+    found = [claim._replace(details=claim.details | about)]
+    start = np.broadcast_to(value[:, :, :1], value.shape)[kept]
+    found.append(verify.bound(_claim(series, *words, ("start", "W as at the start")), start, bound[kept]))
+    if series.shallow:  # for the others the bound of this control is vacuous
+        value, bound, kept, _ = points(["/norm"])
+        found.append(verify.bound(_claim(series, *words, norm), value[kept], bound[kept]))
+    return found
+
+
+def _residual(config, series, of, norm):
+    """The sharper bound at the end, at every width, where W has come to U(t)."""
+    near = ~(of("current") > config.near)  # not-a-number decides nothing
+    near[:, -1] = True
+    statement = (
+        f"V trained: W is within the residual bound of U_0, at width {series.widths[-1]} and where W is near U(t), in "
+        f"{_subspace.listed(np.sum(near, axis=0))} of {config.seeds} seeds at widths {_subspace.listed(series.widths)}"
+    )
+    words = ("sharp", statement, RESIDUAL)
+    return [
+        verify.bound(_claim(series, *words), of("distance")[..., -1][near], of("sharp")[near]),
+        verify.bound(_claim(series, *words, norm), of("distance", "/norm")[:, -1, -1], of("sharp", "/norm")[:, -1]),
+    ]
+
+
+def _quadratic(series, of, broken, kind, control):
+    """The loss as a quadratic form, and the same with an assumption broken."""
+    found = []
+    for trace, where, why in (("trace", "", None), (broken, kind, control)):
+        claim = _claim(series, "quadratic", "the triplet loss is Tr(W^T C W)", "derivation", why)
+        loss, trace = (np.float32(of(measure, where)[:, -1]) for measure in ("loss", trace))
+        found.append(verify.identity(claim, loss, trace))
     return found
 
 
@@ -387,10 +374,7 @@ def _first(config, arrays, series):
         claim = _claim(series, *words, control)
         found.append(verify.separation(claim, config.factor * near, away, direction="less"))
 
-    words = ("quadratic", "the triplet loss is Tr(W^T C W)", "derivation")
-    for measure, control in (("trace", None), ("trace_at_start", ("start", "with C at the start of training"))):
-        left = np.float32(of("loss")[:, -1])
-        found.append(verify.identity(_claim(series, *words, control), left, np.float32(of(measure)[:, -1])))
+    found += _quadratic(series, of, "trace_at_start", "", ("start", "with C at the start of training"))
 
     widths, settled = linear_widths(config), config.snapshots.index(config.settled)
     end, columns = series.steps * series.learning_rate, [series.widths.index(width) for width in widths]
@@ -402,14 +386,14 @@ def _first(config, arrays, series):
         since = np.where(reached, of("since", kind)[:, chosen, -1], np.nan)
         found.append(verify.rate(_claim(series, *words, control), widths, since, -1.0, margin=config.width_margin))
 
-    words = (
-        "time",
-        f"the drift of C once W has settled is in proportion to the time since, at width {widths[-1]}",
-        DRIFT,
-    )
+    statement = f"the drift of C once W has settled is in proportion to the time since, at width {widths[-1]}"
     times, early = of("times")[:, -1], ("early", "before W has settled, since the start")
     after = times[:, settled + 1 :] - times[:, settled : settled + 1], of("since")[:, -1]
     before = times[:, 1 : settled + 1], of("drift")[:, -1, 1 : settled + 1]
     for (elapsed, drift), control in ((after, None), (before, early)):
-        found.append(verify.rate(_claim(series, *words, control), elapsed, drift, 1.0, margin=config.time_margin))
+        found.append(
+            verify.rate(
+                _claim(series, "time", statement, DRIFT, control), elapsed, drift, 1.0, margin=config.time_margin
+            )
+        )
     return found
