@@ -62,12 +62,20 @@ def distant_score(rng: np.random.Generator, joint: np.ndarray) -> np.ndarray:
 
 
 def factors(count: int, *, independent: bool) -> np.ndarray:
-    """Joints (count, 9, 9) of x = (a, b) and y = (a', b'); dependent factors are any joint of the four."""
+    """Joints (count, 9, 9) of x = (a, b) and y = (a', b'), every other with zeros; dependent factors are any joint."""
     rng = np.random.default_rng(2)
     if not independent:
-        return rng.dirichlet(np.full(SIZE**2, 0.5), size=count).reshape(count, SIZE, SIZE)
-    pairs = rng.dirichlet(np.full(SIZE, 0.5), size=(count, 2)).reshape(count, 2, SYMBOLS, SYMBOLS)
+        return _tables(rng, (count,), SIZE)
+    pairs = _tables(rng, (count, 2), SYMBOLS)
     return np.einsum("nac,nbd->nabcd", pairs[:, 0], pairs[:, 1]).reshape(count, SIZE, SIZE)
+
+
+def _tables(rng, shape, size):
+    """Random laws (*shape, size, size); in every other of the first axis about a third of the cells is empty."""
+    weights = rng.gamma(0.5, size=(*shape, size, size))
+    kept = (rng.uniform(size=weights.shape) > 0.4) | np.eye(size, dtype=bool)
+    kept[::2] = True
+    return weights * kept / np.sum(weights * kept, axis=(-2, -1), keepdims=True)
 
 
 def embeddings(count: int, dimension: int) -> tuple[np.ndarray, ...]:
@@ -80,11 +88,13 @@ def embeddings(count: int, dimension: int) -> tuple[np.ndarray, ...]:
 
 
 def denoised(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Joints and scores (count, 3, 3) for denoising; in every third only the outer two x have mass."""
+    """Joints and scores (count, 3, 3) for denoising; of three joints one has empty cells, and one two x only."""
     joints, scores = [], []
     for i in range(count):
         rng = np.random.default_rng((4, i))
         joint = rng.dirichlet(np.full(SYMBOLS**2, 1.0)).reshape(SYMBOLS, SYMBOLS)
+        if i % 3 == 1:
+            joint *= (rng.uniform(size=joint.shape) > 0.4) | np.eye(SYMBOLS, dtype=bool)
         if i % 3 == 0:
             # Almost fair coins: where Pinsker's inequality, and with it the bound at one noise level, is tight.
             q, lean = rng.dirichlet(np.full(SYMBOLS, 5.0)), 0.1 * rng.standard_normal(SYMBOLS)

@@ -37,12 +37,14 @@ import scipy.stats
 
 from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, verify
-from theorykit.surrogate import hierarchy, information_loss, risk
+from theorykit.surrogate import hierarchy, information_loss, pair_hierarchy, risk
 from theorykit.surrogate.hierarchy import Losses, Sample
 
 SOURCE = "Oko, Lin, Cai, Mei (arXiv 2501.04641): message passing for the joint generative hierarchical model"
+STRESS = "Garnier-Brun, Mezard, Moscato, Saglietti (arXiv 2408.15138)"
 DERIVED = "derivation"
-TASKS = Losses._fields
+ALONE = "denoising/alone"  # the image without its text
+COMPARED = (*Losses._fields, ALONE)
 SMALL = (3, 2, 2)  # alphabet, depth and arity of the trees that are enumerated: 81 images and 81 texts
 LEAVES = 4
 SIGMA, CANDIDATES = 1.0, 4  # one step between symbols; K of the paper
@@ -62,6 +64,7 @@ class Config:
     small_levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     small_samples: int = 4096
     compared: int = 64  # samples of each enumerated hierarchy whose losses are compared one by one
+    pairs: int = 64  # hierarchies whose siblings are drawn together, with as many samples each
     identity: float = results.threshold(1e-12, "the accuracy asked for: float64, sums of a few hundred products")
     risk: float = results.threshold(0.05, "a fifth or less of what the next larger p adds to any of the risks")
     limit: float = results.threshold(0.04, "a tenth of the limit; another prior moves the risk by more than its half")
@@ -70,7 +73,9 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(depth=2, arity=2, levels=(0.05, 0.2, 0.4), samples=512, limit_seeds=64, small_levels=(0.1, 0.4)),
+    "smoke": Config(
+        depth=2, arity=2, levels=(0.05, 0.2, 0.4), samples=512, limit_seeds=64, small_levels=(0.1, 0.4), pairs=16
+    ),
     "quick": Config(),
     "full": Config(
         levels=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4), seeds=16, samples=4096, small_samples=16384
@@ -83,15 +88,13 @@ def run(config: Config) -> dict[str, np.ndarray]:
 
     <task>, <task>/permuted (seeds, levels): mean Bayes losses and those of messages along a wrong tree. limit/<prior>
     (limit seeds,). On small trees small/<task> and exact/<task> (seeds, levels), small/denoising/<text> without a text
-    and with that of another sample, compared/<what>/<task> (values,), sufficiency/<what> (seeds, levels).
+    and with that of another sample, compared/<what>/<task> (values,), sufficiency/<what> (seeds, levels). With siblings
+    drawn together pairs/<what> (hierarchies, samples, nodes, S): the laws of the root and of every leaf.
     """
 
-    def in_float64():
-        with jax.enable_x64(True):
-            return _small_trees(config)
-
-    large, small = side_by_side(results.part, [("large", partial(_large_trees, config)), ("small", in_float64)])
-    return large | small
+    cells = {"large": _large_trees, "small": jax.enable_x64(True)(_small_trees), "pairs": jax.enable_x64(True)(_pairs)}
+    parts = side_by_side(results.part, [(name, partial(measure, config)) for name, measure in cells.items()])
+    return {name: values for part in parts for name, values in part.items()}
 
 
 def _permuted(drawn, noisy):
@@ -179,21 +182,20 @@ def _small_trees(config):
     shape = (config.seeds, len(config.small_levels))
     prior = jnp.asarray([0.5, 0.2, 0.3])
     entries = _entries(jax.random.key(52), config.seeds, config.small_levels, prior)
-    compared = {f"{side}/{task}": [] for side in ("enumerated", "messages", "permuted") for task in TASKS}
+    compared = {f"{side}/{task}": [] for side in ("enumerated", "messages", "permuted") for task in COMPARED}
     found = {}
     for i in range(shape[0] * shape[1]):
         entry = _Entry(*(leaf[i] for leaf in entries))
-        drawn, noisy, losses, alone, table, score = _small_tree(entry, config.small_samples)
+        drawn, noisy, losses, table, score = _small_tree(entry, config.small_samples)
         enumerated = _enumerated_losses(np.asarray(table), drawn, noisy, config.compared)
-        for task, values in losses._asdict().items():
+        for task, values in losses.items():
             one_by_one = np.asarray(values)[:, : enumerated[task].size]
             compared[f"enumerated/{task}"].append(enumerated[task])
             compared[f"messages/{task}"].append(one_by_one[0])
             compared[f"permuted/{task}"].append(one_by_one[1])
             found.setdefault(f"small/{task}", []).append(np.mean(values[0]))
-        found.setdefault("small/denoising/other", []).append(np.mean(losses.denoising[2]))
-        found.setdefault("small/denoising/alone", []).append(np.mean((alone - np.asarray(drawn.image)) ** 2))
-        for name, value in (_exact_risks(table) | _sufficiencies(table, score)).items():
+        found.setdefault("small/denoising/other", []).append(np.mean(losses["denoising"][2]))
+        for name, value in _exactly(table, score).items():
             found.setdefault(name, []).append(value)
     together = {f"compared/{name}": np.concatenate(values) for name, values in compared.items()}
     return {name: np.array(values).reshape(shape) for name, values in found.items()} | together
@@ -201,11 +203,14 @@ def _small_trees(config):
 
 @partial(jax.jit, static_argnums=1, compiler_options=BRIEFLY)
 def _small_tree(entry, n):
-    """Of an enumerable tree: samples, their losses, images denoised alone, P(x, y), and the score of all pairs."""
+    """Of an enumerable tree: samples, their losses, also of images denoised alone, P(x, y), and all pairs' scores."""
     h, drawn, noisy, losses = _losses(SMALL, entry, n)
     leaves = hierarchy.all_leaves(SMALL[0], LEAVES)
-    alone = hierarchy.denoise(h, noisy, jnp.asarray(SIGMA, noisy.dtype))
-    return drawn, noisy, losses, alone, hierarchy.enumerate_joint(h), hierarchy.similarities(h, leaves, leaves)
+    images = jnp.stack([drawn.image, _permuted(drawn, noisy)[0].image])
+    both = jnp.stack([noisy, _permuted(drawn, noisy)[1]])
+    means = jax.lax.map(lambda z: hierarchy.denoise(h, z, jnp.asarray(SIGMA, z.dtype)), both)
+    losses = losses._asdict() | {ALONE: jnp.mean((means - images) ** 2, axis=2)}
+    return drawn, noisy, losses, hierarchy.enumerate_joint(h), hierarchy.similarities(h, leaves, leaves)
 
 
 def _enumerated_losses(table, drawn, noisy, n):
@@ -221,39 +226,90 @@ def _enumerated_losses(table, drawn, noisy, n):
     images = table.sum(axis=1)
     first = table.reshape(-1, s, s ** (LEAVES - 1)).sum(axis=2)
     squares = ((np.asarray(noisy[:n])[:, None] - leaves[None]) ** 2).sum(axis=2) / (2 * SIGMA**2)
-    weights = table[:, y].T * np.exp(-squares)
-    mean = weights @ leaves / weights.sum(axis=1, keepdims=True)
+    noise, means = np.exp(-squares), {}
+    for name, weights in (("denoising", table[:, y].T * noise), (ALONE, images[None, :] * noise)):
+        means[name] = weights @ leaves / weights.sum(axis=1, keepdims=True)
     return {
         "contrastive": both.mean(axis=1),
         "zero_shot": -np.log(first[x, np.asarray(drawn.text[:n, 0])] / images[x]),
-        "denoising": np.mean((mean - np.asarray(drawn.image[:n])) ** 2, axis=1),
         "next_token": -np.log(table[x, y] / images[x]) / LEAVES,
+        **{name: np.mean((mean - np.asarray(drawn.image[:n])) ** 2, axis=1) for name, mean in means.items()},
     }
 
 
-def _exact_risks(table):
-    """Bayes risks of the tasks where enumeration leaves no integral over noise."""
+# Siblings drawn together: no product of kernels
+
+
+def _pairs(config):
+    """Laws of root and leaves given noisy leaves, some of them hidden, by messages and by enumeration."""
+    symbols, depth, _ = SMALL
+    rng = np.random.default_rng(53)
+    priors = rng.dirichlet(np.full(symbols, 3.0), size=config.pairs)
+    z = rng.uniform(-1, symbols, size=(config.pairs, config.pairs, LEAVES))
+    seen = rng.uniform(size=z.shape) < 0.75
+    evidence = np.where(seen[..., None], -((z[..., None] - np.arange(symbols)) ** 2) / (2 * SIGMA**2), 0.0)
+    keys = jax.random.split(jax.random.key(53), config.pairs)
+    kernels, laws = _pair_laws(keys, *map(jnp.asarray, (priors, evidence)), symbols, depth)
+    kernels, leaves = np.asarray(kernels), np.asarray(hierarchy.all_leaves(symbols, LEAVES))
+    exact = np.empty_like(laws[0])
+    for i, (top, low) in enumerate(kernels):
+        joint = np.einsum("s,sab,acd,bef->scdef", priors[i], top, low, low).reshape(symbols, -1)
+        given = joint * np.exp(evidence[i][:, np.arange(LEAVES), leaves].sum(axis=2))[:, None]  # (n, root, leaves)
+        given /= given.sum(axis=(1, 2), keepdims=True)
+        exact[i, :, 0] = given.sum(axis=2)
+        exact[i, :, 1:] = np.einsum("nl,lva->nva", given.sum(axis=1), np.eye(symbols)[leaves])
+    return {"pairs/enumerated": exact, "pairs/messages": np.asarray(laws[0]), "pairs/factorised": np.asarray(laws[1])}
+
+
+@partial(jax.jit, static_argnums=(3, 4), compiler_options=BRIEFLY)
+def _pair_laws(keys, priors, evidence, symbols, depth):
+    """Kernels, and laws (2, hierarchies, n, nodes, S) of the root and the leaves: by them, and siblings factorised."""
+
+    def laws(h, evidence):
+        root, leaves = pair_hierarchy.root_posterior(h, evidence), pair_hierarchy.leaf_posterior(h, evidence)
+        return jnp.exp(jnp.concatenate([root[:, None], leaves], axis=1))
+
+    def of_one(key, prior, evidence):
+        h = pair_hierarchy.random_pair_hierarchy(key, symbols, depth)._replace(prior=prior)
+        # Messages through the product of both marginal kernels are those of a factorised tree.
+        left, right = jnp.sum(h.kernels, axis=3), jnp.sum(h.kernels, axis=2)
+        factorised = h._replace(kernels=left[..., :, None] * right[..., None, :])
+        both = jax.tree.map(lambda *parts: jnp.stack(parts), h, factorised)
+        return h.kernels, jax.lax.map(lambda one: laws(one, evidence), both)
+
+    kernels, found = jax.lax.map(lambda one: of_one(*one), (keys, priors, evidence))
+    return kernels, jnp.swapaxes(found, 0, 1)
+
+
+def _exactly(table, score):
+    """Bayes risks where enumeration leaves no integral over noise; S, both directions added, of two scores.
+
+    One score is made of root posteriors, the other sees half of the image's leaves.
+    """
     s = SMALL[0]
-    values = np.asarray(table)
+    values, rows = np.asarray(table), s ** (LEAVES // 2)
     images = _entropy(values.sum(axis=1))
-    return {
-        "exact/contrastive": float(risk.minimal_risk(table, CANDIDATES, side="both")),
-        "exact/zero_shot": _entropy(values.reshape(-1, s, s ** (LEAVES - 1)).sum(axis=2)) - images,
-        "exact/next_token": (_entropy(values) - images) / LEAVES,
-    }
-
-
-def _sufficiencies(table, score):
-    """S, both directions added, of the score by root posteriors, and of one that sees half of the image's leaves."""
-    rows = SMALL[0] ** (LEAVES // 2)
-    half = np.asarray(table).reshape(rows, rows, -1).sum(axis=1)
+    half = values.reshape(rows, rows, -1).sum(axis=1)
     ratio = half / half.sum(axis=1)[:, None] / half.sum(axis=0)[None, :]
     dropped = jnp.asarray(np.repeat(np.log(ratio), rows, axis=0))
-    both = {
-        name: sum(float(information_loss.sufficiency(p, s)) for p, s in ((table, one), (table.T, one.T)))
-        for name, one in (("root", score), ("dropped", dropped))
+    contrastive, (of_root, of_half) = _of_joint(table, jnp.stack([score, dropped]))
+    return {
+        "exact/contrastive": float(contrastive),
+        "exact/zero_shot": _entropy(values.reshape(-1, s, s ** (LEAVES - 1)).sum(axis=2)) - images,
+        "exact/next_token": (_entropy(values) - images) / LEAVES,
+        "sufficiency/root": float(of_root),
+        "sufficiency/dropped": float(of_half),
     }
-    return {f"sufficiency/{name}": value for name, value in both.items()}
+
+
+@partial(jax.jit, compiler_options=BRIEFLY)
+def _of_joint(table, scores):
+    """The least contrastive risk, both directions, and S of each score, both directions added."""
+
+    def sufficiency(score):
+        return information_loss.sufficiency(table, score) + information_loss.sufficiency(table.T, score.T)
+
+    return risk.minimal_risk(table, CANDIDATES, side="both"), jax.lax.map(sufficiency, scores)
 
 
 def _entropy(p):
@@ -273,13 +329,18 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     """Exactness, the limit, sufficiency and the use of a second modality, each with its control."""
     found = []
     check = partial(verify.identity, rtol=config.identity)
-    for task in TASKS:
+    for task in COMPARED:
         sides = [(arrays[f"compared/{side}/{task}"], arrays[f"compared/enumerated/{task}"]) for side in _SIDES]
-        statement = (
-            f"the {task.replace('_', ' ')} loss of each sample compared, by message passing, is that of the enumerated "
-            "joint"
-        )
-        found += _pair(check, f"H.exact.{task}", statement, SOURCE, *sides, "leaves permuted")
+        name = {ALONE: "denoising, no text given:"}.get(task, task.replace("_", " "))
+        statement = f"the {name} loss of each sample compared, by message passing, is that of the enumerated joint"
+        found += _pair(check, f"H.exact.{task.replace('/', '_')}", statement, SOURCE, *sides, "leaves permuted")
+    # Each probability counts alike, however small.
+    exact = arrays["pairs/enumerated"]
+    sides = [(arrays[f"pairs/{which}"] / exact, np.ones_like(exact)) for which in ("messages", "factorised")]
+    statement = "siblings drawn together: laws of root and leaves by message passing are those of enumeration"
+    found += _pair(
+        check, "H.pairs", statement, STRESS, *sides, "siblings factorised, each with its own marginal kernel"
+    )
     check = partial(verify.agreement, margin=config.risk, relative=True)
     for task in ("contrastive", "zero_shot", "next_token"):
         measured, exact = arrays[f"small/{task}"], arrays[f"exact/{task}"]

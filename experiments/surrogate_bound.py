@@ -305,6 +305,11 @@ def _identical(config, arrays):
         verify.identity(claim, excess, side, rtol=config.exact)
         for claim, side in zip(claims, (right, wrong), strict=True)
     ]
+    claims = _claims("T5.sufficiency", "X = Y on N symbols, constant score: S = ln N", "ln(N - 1)")
+    found += [
+        verify.identity(claim, lost, np.log(sizes - less), rtol=config.exact)
+        for claim, less in zip(claims, (0, 1), strict=True)
+    ]
     claims = _claims("T5.cap", "X = Y, constant score: Excess_K <= ln K", "S in its place")
     cap = np.broadcast_to(np.log(FLAT), excess.shape)
     for claim, value in zip(claims, (excess, np.broadcast_to(lost[:, None], excess.shape)), strict=True):

@@ -1,6 +1,7 @@
 r"""T1, T2, T3, T6: contrastive risk and sufficiency on finite joints, as identities.
 
-    T1  ln r minimises R_K for every K;   I_K = ln K - R_K(ln r) rises with K and 0 <= I - I_K <= ln(1 + chi2 / K)
+    T1  ln r minimises R_K for every K, in one direction and for both together;
+        I_K = ln K - R_K(ln r) rises with K and 0 <= I - I_K <= ln(1 + chi2 / K)
     T2  Suff(s) = Excess_K(s) + gap_K(s),   gap_K = KL(M_K^P || M_K^s) of the laws of x and all K candidates
     T3  0 = Excess_1 <= Excess_2 <= ... -> Suff,   K gap_K -> (1/2) E_pq (r - w)^2
     T6  what an encoder loses is the same number in three forms, for every f, and under every K
@@ -9,9 +10,9 @@ in float64 over random joints, half of them with empty cells, and scores of seve
 that never meet. R_K is convex in the score, and in the head on top of an encoder, so that a vanishing gradient proves a
 minimum. gap_K is enumerated over all multisets of candidates in NumPy, without any code of the risk.
 
-Controls: ln P(y|x), the best score if negatives were uniform; a score that is not the minimiser in its place; K
-miscounted by one; a model that is not normalised; an alphabet that grows with K; the mean under P in place of p q; the
-codes of another encoder.
+Controls: ln P(y|x), the best score if negatives were uniform; ln r + c(x), which one direction cannot tell from ln r; a
+score that is not the minimiser in its place; K miscounted by one; a model that is not normalised; an alphabet that
+grows with K; the mean under P in place of p q; the codes of another encoder.
 
 Sources: by statement, in `SOURCES`.
 """
@@ -95,30 +96,48 @@ def _risks(config, joint, score, codes):
         one = lambda pair: jax.lax.map(lambda k: surrogate.contrastive_risk(*pair, k), counts)  # noqa: E731
         return jax.lax.map(one, batch, batch_size=256)
 
-    @jax.jit
-    def gradients(batch, counts):
-        slope = jax.grad(surrogate.contrastive_risk, argnums=1)
-        one = lambda pair: jax.lax.map(lambda k: slope(*pair, k), counts)  # noqa: E731
-        return jax.lax.map(one, batch, batch_size=256)
-
     tables = _scores(*map(jnp.asarray, (joint, score, codes[0], codes[1])))
-    arrays = {}
     every = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(tables[name] for name in SCORES))
     risks = np.asarray(values(every, jnp.asarray(config.candidates, float)))
-    arrays |= {f"risk/{name}": part for name, part in zip(SCORES, np.split(risks, len(SCORES)), strict=True)}
-    kinds = ("best", "conditional", "head", "other head")
-    some = jax.tree.map(lambda *parts: jnp.concatenate([part[chosen] for part in parts]), *(tables[k] for k in kinds))
-    slopes = np.asarray(gradients(some, jnp.asarray(config.gradients, float)))
-    slopes = dict(zip(kinds, np.split(slopes, len(kinds)), strict=True))
-    for name in ("best", "conditional"):
-        found = joint[chosen][:, None] + slopes[name]
-        arrays[f"gradient/{name}"] = np.stack([np.broadcast_to(joint[chosen][:, None], found.shape), found])
-    merge = np.eye(_joints.SHAPE[0])[codes[0][chosen]]  # (joints, x, code)
-    for name in ("head", "other head"):
-        merged = np.einsum("bxt,bxy->bty", merge, joint[chosen])[:, None]
-        found = merged + np.einsum("bxt,bkxy->bkty", merge, slopes[name])
-        arrays[f"gradient/{name}"] = np.stack([np.broadcast_to(merged, found.shape), found])
-    return arrays
+    arrays = {f"risk/{name}": part for name, part in zip(SCORES, np.split(risks, len(SCORES)), strict=True)}
+    tables = {name: tuple(np.asarray(part)[chosen] for part in table) for name, table in tables.items()}
+    return arrays | _gradients(config, tables, codes[0][chosen])
+
+
+def _gradients(config, tables, codes):
+    """gradient/<score> (2, joints, K, x or code, y): the law of the pairs, and the same plus the gradient of the risk.
+
+    The gradient is the difference of two laws, of the pairs and of the pairs that the softmax finds.
+    """
+    joint, best = tables["best"]
+    # c(x), which no softmax over texts sees, and that over images does.
+    shifted = best + (np.arange(joint.shape[1]) % 2)[None, :, None]
+    forward = {name: tables[name][1] for name in ("best", "conditional", "head", "other head")} | {"shifted": shifted}
+    backward = {"best": best, "shifted": shifted}
+    turn = lambda table: table.swapaxes(-1, -2)  # noqa: E731
+    pairs = [(joint, s) for s in forward.values()] + [(turn(joint), turn(s)) for s in backward.values()]
+    # Squares, so that one program serves both directions.
+    (nx, ny), room = _joints.SHAPE, max(_joints.SHAPE)
+    square = lambda table: np.pad(table, [(0, 0), *((0, room - size) for size in table.shape[1:])])  # noqa: E731
+    batch = tuple(jnp.asarray(np.concatenate([square(part) for part in parts])) for parts in zip(*pairs, strict=True))
+    slopes = np.split(np.asarray(_slopes(batch, jnp.asarray(config.gradients, float))), len(pairs))
+    of = {name: slope[..., :nx, :ny] for name, slope in zip(forward, slopes[: len(forward)], strict=True)}
+    back = {name: turn(slope[..., :ny, :nx]) for name, slope in zip(backward, slopes[len(forward) :], strict=True)}
+    merge = lambda table: np.einsum("bxt,b...xy->b...ty", np.eye(nx)[codes], table)  # noqa: E731
+    sides = {name: (joint, of[name]) for name in ("best", "conditional")}
+    sides |= {name: (merge(joint), merge(of[name])) for name in ("head", "other head")}
+    sides |= {f"both {name}": (2 * joint, of[name] + back[name]) for name in backward}
+    return {
+        f"gradient/{name}": np.stack(np.broadcast_arrays(law[:, None], law[:, None] + slope))
+        for name, (law, slope) in sides.items()
+    }
+
+
+@jax.jit
+def _slopes(batch, counts):
+    slope = jax.grad(surrogate.contrastive_risk, argnums=1)
+    one = lambda pair: jax.lax.map(lambda k: slope(*pair, k), counts)  # noqa: E731
+    return jax.lax.map(one, batch, batch_size=256)
 
 
 @jax.jit
@@ -262,18 +281,22 @@ def _minimiser(config, arrays):
     for name, statement, why, sides in (
         ("T1.minimiser", "the gradient of R_K at ln r vanishes for every K", "at ln P(y|x)", ("best", "conditional")),
         (
+            "T1.both",
+            "the gradient of the two-sided R_K at ln r vanishes for every K",
+            "at ln r + c(x), which minimises one direction only",
+            ("both best", "both shifted"),
+        ),
+        (
             "T6.minimiser",
             "the gradient of R_K in the head on an encoder vanishes at ln r_T for every K",
             "at the head of another encoder",
             ("head", "other head"),
         ),
     ):
-        claims = _claims(name, statement, why)
-        # The gradient is the difference of two laws, of the pairs and of the pairs that the softmax finds.
-        found += [
-            verify.identity(claim, *arrays[f"gradient/{side}"], rtol=config.exact)
-            for claim, side in zip(claims, sides, strict=True)
-        ]
+        for claim, side in zip(_claims(name, statement, why), sides, strict=True):
+            laws = arrays[f"gradient/{side}"]
+            size = np.max(laws[0], axis=(1, 2, 3), keepdims=True)  # of each joint, so that all count alike
+            found.append(verify.identity(claim, *(laws / size), rtol=config.exact))
     return found
 
 
@@ -348,9 +371,8 @@ def _encoders(config, arrays):
             found.append(verify.identity(controlled, *control, rtol=config.exact))
     statement = "the least Excess_K over heads is I_K(X;Y) - I_K(T;Y), for every K"
     lost = arrays["risk/merged"] - arrays["risk/best"]
-    claim, control = _claims("T6.heads", statement, "the head of another encoder")
-    for c, name in ((claim, "head"), (control, "other head")):
-        found.append(verify.identity(c, (excess(arrays, name)).ravel(), lost.ravel(), rtol=config.exact))
+    sides = [(excess(arrays, name), lost) for name in ("head", "other head")]
+    found += _same(config, "T6.heads", statement, "the head of another encoder", *sides)
     for name, statement, why, sides in (
         (
             "T6.limit",
@@ -372,8 +394,5 @@ def _encoders(config, arrays):
         ),
     ):
         left = arrays[{"T6.limit": "head sufficiency", "T6.pair": "pair", "T6.spectral": "spectral risk"}[name]]
-        claims = _claims(name, statement, why)
-        found += [
-            verify.identity(c, left, arrays[side], rtol=config.exact) for c, side in zip(claims, sides, strict=True)
-        ]
+        found += _same(config, name, statement, why, *((left, arrays[side]) for side in sides))
     return found

@@ -22,8 +22,9 @@ def draw(result):
     style.caption(
         fig,
         f"""D3 with $M$ prompts of each class. {config.joints} joints of each kind of score, {experiment.NX} images,
-        {experiment.NY} texts, {experiment.NC} classes; exact for every $M$ except where sampled. a: distance of the
-        excess log-loss from that of all texts, $a$, in units of $|b|$; dashed: $1/M$, nothing fitted; grey: the excess
+        {experiment.NY} texts, {experiment.NC} classes; exact for every $M$ except where sampled; half of the joints
+        of imperfect scores have empty cells. a: distance of the excess log-loss from that of all texts, $a$, in units
+        of $|b|$; dashed: $1/M$, nothing fitted; grey: the excess
         itself, $a$ not subtracted. b: $M$ times that distance, extrapolated to many prompts, against $b$; dashed:
         equality; grey: without the variance of the normaliser. Where a score is sure of a class because of one text,
         $b<0$ and few prompts are better than many. c: the score $\\ln\\,r$, for which $a=0$: averages of exponentials

@@ -11,6 +11,7 @@ EXPERIMENT = "surrogate_downstream"
 SMALLEST = 1e-6  # nats; what is smaller is drawn there
 PREDICTED = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9, "marker": "", "zorder": 4}
 DRAWN = 400  # instances, of each panel
+FEW = 60  # where each is a line, or three large marks
 
 
 def draw(result):
@@ -31,14 +32,15 @@ def draw(result):
         concentrated, with zeros, few partners, hierarchies), scores from near $\\ln\\,r$ to far; at most {DRAWN} drawn
         per series. Dashed: equality or bound; points should lie on it (a, b, h) or below it. Grey: controls. a: excess
         of next tokens; control: $S^{{x|y}}$ as abscissa. b: excess of denoising, integrated over the signal-to-noise
-        ratio $g$, {config.denoised} joints; control: $S^{{y|x}}$. c: the same excess at one $g$, as a fraction of
-        its bounds ($D$: diameter); faint: each joint, bold: the largest; control: $S^{{y|x}}$ as bound. d: zero-shot
-        labels; control: the root of the hierarchy as label. e: excess of retrieval among $N$, by listing all
-        candidates ($N=3$, on the line) and against $K\\geq\\,N$; control: $N>K$. f: $S$ in units of the excess risk
-        with two candidates against its upper bounds, with $B$ the largest of $r$ and $w$, and $1/B'$ the least of $w$
-        (bounds beyond $10^9$ not drawn); control: $B$ in place of $2B$. g: excess error
-        of the first hit among $N$; control: images as candidates. h: $S$, tokens and labels after dropping a factor,
-        against its information; control: dependent factors. i: relative change of all losses as the encoders
+        ratio $g$, {config.denoised} joints, a third with empty cells; control: $S^{{y|x}}$. c: the same excess at one
+        $g$, as a fraction of its bounds ($D$: diameter); faint: {FEW} joints, bold: the largest of all; control:
+        $S^{{y|x}}$ as bound. d: zero-shot labels; control: the root of the hierarchy as label. e: excess of retrieval
+        among $N$, by listing all candidates ($N=3$, on the line), against $K\\geq\\,N$, and against $S^{{y|x}}$;
+        control: $N>K$. f: $S$ in units of the excess risk with two candidates against its upper bounds, with $B$ the
+        largest of $r$ and $w$, and $1/B'$ the least of $w$ (bounds beyond $10^9$ not drawn); control: $B$ in place of
+        $2B$. g: excess error of the first hit among $N$; control: images as candidates. h: $S$, tokens and labels
+        after dropping a factor, against its information, {FEW} joints; control: dependent factors. i: relative change
+        of all losses as the encoders
         $f,g$ become $Pf,P^{{-T}}g$; control: only $f$ changes. Largest value over bound: {level:.3f} and {tail:.3f}
         (c), {labels:.3f} (d), {sharp:.4f} (f), {growth:.2f} ($(N-1)/(K-1)$, not drawn), {first:.2f} (g).""",
     )
@@ -101,7 +103,7 @@ def _levels(ax, arrays):
     ):
         fraction = profile / limit
         ax.plot(x, np.max(fraction, axis=0), label=label, **look | {"markevery": 20})
-        ax.plot(x, fraction.T, color=look["color"], linewidth=0.3, alpha=0.35, marker="", zorder=1)
+        ax.plot(x, fraction[:FEW].T, color=look["color"], linewidth=0.3, alpha=0.35, marker="", zorder=1)
     ax.axhline(1, **PREDICTED)
     ax.set_ylim(1e-5, 3e2)
     _legend(ax, "lower left")
@@ -126,10 +128,11 @@ def _retrieval(ax, arrays):
     _losses(ax)
     _scatter(ax, excess[:, more[1]], excess[:, more[0]], style.control(), label="control: $N>K$")
     _scatter(ax, excess[:, fewer[1]], excess[:, fewer[0]], style.series(5), label="$N<K$")
+    _scatter(ax, np.broadcast_to(arrays["S"][:, None], excess.shape), excess, style.series(2), label="against $S$")
     listed = excess[:, experiment.COUNTS.index(experiment.LISTED)]
     _scatter(ax, listed, arrays["lists"], style.series(0), label="$N=K$, listed")
     _legend(ax)
-    ax.set_xlabel("$\\mathrm{Excess}_K$")
+    ax.set_xlabel("$\\mathrm{Excess}_K$, or $S^{y|x}$")
     ax.set_ylabel("excess among $N$")
     ax.set_title("e  Retrieval among $N$ (D4)")
 
@@ -177,7 +180,7 @@ def _dropped(ax, arrays):
         for name, value, look, size in zip(("$S$", "tokens", "labels"), values, looks, (4.5, 3, 1.5), strict=True):
             label = name if which == "independent" else None
             marks = look | {"linestyle": "", "markersize": size, "alpha": 0.7, "label": label}
-            ax.plot(lost, value, **marks)
+            ax.plot(lost[:FEW], value[:FEW], **marks)
     _legend(ax, "lower right")
     ax.set_xticks(10.0 ** np.arange(-3, 1))
     ax.set_yticks(10.0 ** np.arange(-3, 1))
