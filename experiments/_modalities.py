@@ -144,6 +144,26 @@ def overlaps(learnt, predicted):
     return np.mean([_overlaps(u, jnp.stack(vs)) for u, *vs in zip(learnt, *predicted, strict=True)], axis=0)
 
 
+def random_overlaps(config, halves, seed: int, predicted):
+    """Overlap of random wide encoders, (draws,), at the best ridge: predicted[ridge][view] as from `closed_forms`.
+
+    By NumPy, since the program of `embed` would be compiled anew for their number.
+    """
+    rng, draws = np.random.default_rng((7, seed)), -(-config.null_encoders // config.seeds)
+    shares = []
+    for view, half in enumerate(halves):
+        x = np.float32(half[config.pairs + config.validation :])
+        hidden = x @ rng.standard_normal((draws, x.shape[1], config.width), np.float32)
+        f = np.maximum(hidden, 0, out=hidden) @ rng.standard_normal((draws, config.width, config.features), np.float32)
+        f = np.float64(f - f.mean(axis=1, keepdims=True))
+        # |U^T V|^2 / z for orthonormal bases U of f and V of each prediction, without U.
+        inside = np.concatenate([np.asarray(pair[view]) for pair in predicted], axis=1).T @ f
+        inside = inside.reshape(draws, len(predicted), -1, config.features)
+        inverse = np.linalg.inv(f.swapaxes(1, 2) @ f)
+        shares.append(np.sum((inside @ inverse[:, None]) * inside, axis=(2, 3)) / config.features)
+    return np.max(np.mean(shares, axis=0), axis=1)
+
+
 @jax.jit
 def _basis(f):
     return compare.orthonormal_basis(f - jnp.mean(f, axis=0))

@@ -26,6 +26,14 @@ GAP = 0.05
 # Step sizes under Nesterov momentum 0.9, at most half of those at which one of 256 draws diverged or oscillated.
 RATES = {"S1": 0.5, "S3": 0.1, "S4": 1.0, "S6": 0.2, "S7": 0.01, "S8": 0.2, "S11": 0.5, "S15": 0.1}
 CLASSES = 3
+# What is compared as a subspace: the dimension of the space that its constraints leave, and its own.
+SPANS = {
+    "S1": (INPUTS, 1),
+    "S3": (POINTS, DIMENSION),
+    "S6": (3 * TRIPLETS, FEATURES),
+    "S7": (INPUTS, DIMENSION),  # linear functions of the inputs
+    "S8": (POINTS - 1, DIMENSION),  # centred
+}
 
 
 def draw(seed: int, count: int) -> tuple[dict, dict]:
@@ -37,10 +45,8 @@ def draw(seed: int, count: int) -> tuple[dict, dict]:
 def _instance(rng, broken):
     broken = float(broken)
     one_way = _listed(rng, both_orders=False)
-    pairs = _listed(rng, both_orders=True)
+    pairs, inputs = _separated_pairs(rng)
     small, other = (rng.dirichlet(5 * np.ones(ALPHABET**2)) for _ in range(2))
-    inputs = rng.standard_normal((TRIPLETS * 3, INPUTS))
-    values, vectors = np.linalg.eigh(np.exp(-np.sum((inputs[:, None] - inputs) ** 2, axis=2) / INPUTS))
     params = {
         "S1": [rng.standard_normal((3, INPUTS)), rng.standard_normal((2, 3))],
         "S3": 0.3 * rng.standard_normal((POINTS, DIMENSION)),
@@ -59,8 +65,8 @@ def _instance(rng, broken):
         "S1": _covariance(rng) | {"broken": broken},
         "S3": one_way if broken else pairs,
         "S4": {"joint": small, "second": other if broken else small, "broken": broken},
-        "S6": {"points": vectors * np.sqrt(np.maximum(values, 0)), "broken": broken},
-        "S7": pairs | {"inputs": rng.standard_normal((POINTS, INPUTS)), "broken": broken},
+        "S6": {"points": _separated_points(rng), "broken": broken},
+        "S7": pairs | {"inputs": inputs, "broken": broken},
         "S8": pairs | {"broken": broken},
         "S11": {
             "prior": rng.dirichlet(5 * np.ones(CLASSES)),
@@ -87,6 +93,37 @@ def _covariance(rng):
         values = np.linalg.eigvalsh(covariance)
         if values[-1] - max(values[-2], 0) > GAP * values[-1]:
             return {"x": x, "p": p, "covariance": covariance / values[-1], "scale": values[-1]}
+
+
+def _separated_points(rng):
+    """S6: kernel features of points, anchors, positives and negatives in turn, whose form has an eigengap."""
+    while True:
+        inputs = rng.standard_normal((TRIPLETS * 3, INPUTS))
+        values, vectors = np.linalg.eigh(np.exp(-np.sum((inputs[:, None] - inputs) ** 2, axis=2) / INPUTS))
+        points = vectors * np.sqrt(np.maximum(values, 0))
+        anchors, positives, negatives = np.split(points, 3)
+        form = anchors.T @ (negatives - positives)
+        values = np.linalg.eigvalsh((form + form.T) / 2)
+        if values[FEATURES] - values[FEATURES - 1] > GAP:
+            return points
+
+
+def _separated_pairs(rng):
+    """S7, S8: pairs, and inputs of linear encoders, so that both problems have an eigengap."""
+    while True:
+        pairs, inputs = _listed(rng, both_orders=True), rng.standard_normal((POINTS, INPUTS))
+        joint = pairs["a"].T @ pairs["b"] / len(pairs["a"])
+        root = np.sqrt(joint.sum(1))
+        basis, scale, _ = np.linalg.svd(root[:, None] * inputs, full_matrices=False)
+        adjacency = joint / np.where(root > 0, root, 1)[:, None] / np.where(root > 0, root, 1)
+        moment = INVARIANCE * basis.T @ adjacency @ basis - np.diag(RIDGE / np.maximum(scale, 1e-6) ** 2)
+        moment = np.linalg.eigvalsh(moment)[::-1] + 1 - INVARIANCE
+        # In units of the mean mass of a point.
+        smooth = POINTS * np.linalg.eigvalsh(np.diag(joint.sum(1)) - joint)
+        gaps = moment[DIMENSION - 1] - max(moment[DIMENSION], 0), smooth[DIMENSION + 1] - smooth[DIMENSION]
+        # S7 descends in w, not in embeddings: at a speed in proportion to the least second moment of the inputs too.
+        if min(gaps) > GAP and scale[-1] ** 2 > 2 * GAP:
+            return pairs, inputs
 
 
 def _listed(rng, both_orders):
@@ -144,9 +181,12 @@ def _free_scores(tables, data):
 
 def _triplets(w, data):
     """S6: orthonormal kernel features; broken: features of unit norm that need not be orthogonal."""
-    w = _either(data, _orthonormal(w), w / jnp.linalg.norm(w, axis=0, keepdims=True))
-    x, p, n = jnp.split(data["points"] @ w, 3)
+    x, p, n = jnp.split(data["points"] @ _features(w, data), 3)
     return TRIPLETS * losses.linear(x, p, n)
+
+
+def _features(w, data):
+    return _either(data, _orthonormal(w), _unit(w))
 
 
 def _second_moment(w, data):
@@ -160,8 +200,12 @@ def _second_moment(w, data):
 
 def _white(z, data):
     """S8: white free embeddings of all points, over the listed edges; broken: not centred."""
-    z = jnp.sqrt(float(POINTS)) * _orthonormal(z - _either(data, jnp.mean(z, axis=0), 0.0))
+    z = _whitened(z, data)
     return _invariance(data["a"] @ z, data["b"] @ z)
+
+
+def _whitened(z, data):
+    return jnp.sqrt(float(POINTS)) * _orthonormal(z - _either(data, jnp.mean(z, axis=0), 0.0))
 
 
 def _orthonormal(w):
@@ -172,6 +216,10 @@ def _orthonormal(w):
             column -= (previous @ column) * previous
         columns.append(column / jnp.linalg.norm(column))
     return jnp.stack(columns, axis=1)
+
+
+def _unit(columns):
+    return columns / jnp.linalg.norm(columns, axis=0, keepdims=True)
 
 
 def _classes(f, data):
@@ -250,13 +298,44 @@ def _predicted(data):
     smooth = eigenmaps.laplacian_eigenmaps(joint["S8"], DIMENSION)
     two = contrastive.cross_spectral_optimum(joint["S15"], DIMENSION)
     return {
-        "S1": {"gram": jnp.outer(vector, vector)},
-        "S3": {"loss": best.loss, "gram": weighted_gram(best.fa, data["S3"])},
+        "S1": {"gram": jnp.outer(vector, vector), "span": vector[:, None]},
+        "S3": {
+            "loss": best.loss,
+            "gram": _gram(_weighted(best.fa, data["S3"]["a"])),
+            "span": _unit(_weighted(best.fa, data["S3"]["a"])),
+        },
         "S4": {"spectral": kernel, "logistic": jnp.log(kernel), "info_nce": _centred(jnp.log(kernel))},
-        "S6": {"loss": triplets.loss},
-        "S7": {"loss": moment.loss},
-        "S8": {"loss": smooth.energy},
+        "S6": {
+            "loss": triplets.loss,
+            "gram": _gram(points @ points.T @ triplets.coefficients),
+            "span": points.T @ triplets.coefficients,
+        },
+        "S7": {
+            "loss": moment.loss,
+            "gram": _gram(moment.embeddings),
+            "span": _unit(_weighted(moment.embeddings, data["S7"]["a"])),
+        },
+        "S8": {"loss": smooth.energy, "gram": _gram(smooth.embeddings), "span": smooth.embeddings / np.sqrt(POINTS)},
         "S15": {"loss": two.loss, "scores": _scores(two.fa, two.fb, data["S15"])},
+    }
+
+
+def spans(params: dict, data: dict) -> dict:
+    """Orthonormal bases of what one instance of each problem of SPANS has learnt, (rows, dimension) each.
+
+    S1: the leading direction of inputs; S6: feature space; S3, S7, S8: embeddings of all points, S3 and S7 as rows of
+    sqrt(p).
+    """
+    w = params["S1"][1] @ params["S1"][0]
+    # The larger eigenvector of the symmetric 2 x 2 matrix W W^T, by its angle.
+    moment = w @ w.T
+    angle = jnp.arctan2(2 * moment[0, 1], moment[0, 0] - moment[1, 1]) / 2
+    return {
+        "S1": _orthonormal(w.T @ jnp.stack([jnp.cos(angle), jnp.sin(angle)])[:, None]),
+        "S3": _orthonormal(_weighted(params["S3"], data["S3"]["a"])),
+        "S6": _orthonormal(params["S6"]),
+        "S7": _orthonormal(_weighted(data["S7"]["inputs"] @ params["S7"], data["S7"]["a"])),
+        "S8": _orthonormal(params["S8"] - jnp.mean(params["S8"], axis=0)),
     }
 
 
@@ -272,12 +351,15 @@ def _reached(params, data):
     basis = jnp.stack([jnp.linalg.qr(run)[0] for run in f])
     return {
         "S1": {"gram": first.T @ second.T @ second @ first},
-        "S3": {"gram": weighted_gram(params["S3"], data["S3"])},
+        "S3": {"gram": _gram(_weighted(params["S3"], data["S3"]["a"]))},
         "S4": {
             "spectral": tables["spectral"],
             "logistic": tables["logistic"],
             "info_nce": _centred(tables["info_nce"]),
         },
+        "S6": {"gram": _gram(data["S6"]["points"] @ _features(params["S6"], data["S6"]))},
+        "S7": {"gram": _gram(data["S7"]["inputs"] @ params["S7"])},
+        "S8": {"gram": _gram(_whitened(params["S8"], data["S8"]))},
         "S15": {
             "scores": jax.vmap(lambda f, g: _scores(f, g, batch))(*params["S15"]),
             "coordinates": f,
@@ -293,9 +375,7 @@ def _weighted(f, view):
     return jnp.sqrt(jnp.mean(view, axis=0))[:, None] * f
 
 
-def weighted_gram(f, data):
-    """sqrt(p(a) p(b)) f(a) . f(b), which approximates the normalised joint."""
-    rows = _weighted(f, data["a"])
+def _gram(rows):
     return rows @ rows.T
 
 

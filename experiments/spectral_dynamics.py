@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _collapse, _setting
+from experiments import _collapse, _modes, _setting
 from theorykit import data, results, training, verify
 from theorykit.spectral import stepwise
 
@@ -102,7 +102,8 @@ def _stepwise(config, name):
     if name == "unseparated":
         return _learn(config, name, pairs, config.synthetic_start, name)
     small = config.synthetic_start if name == "synthetic" else config.start
-    return _learn(config, name, pairs, small, name) | _learn(config, name, pairs, config.large, f"{name}.large")
+    found = _learn(config, name, pairs, small, name) | _learn(config, name, pairs, config.large, f"{name}.large")
+    return found | _modes.kernel_form(config, pairs) if name == "kernel" else found
 
 
 def _pairs(config, name):
@@ -153,8 +154,7 @@ def _learn(config, name, pairs, size, label):
     """Train; learning times (seeds, k), curves (seeds, t, k), their predictions, and the final error (seeds,)."""
     a, b, heldout = pairs
     outputs = config.outputs if name in SETS[1:] else config.synthetic_outputs
-    draws = [np.random.default_rng([seed, 7]).standard_normal((outputs, a.shape[1])) for seed in range(config.seeds)]
-    w0 = jnp.asarray(size * np.stack(draws))
+    w0 = size * _modes.starts(config, outputs, pairs)
     g, initial, gram = _predict(name, pairs, w0)
     tau = -np.log(initial**2 * g) / (8 * g)
     steps = int(np.ceil(AFTER * tau.max() / config.learning_rate))
@@ -183,6 +183,8 @@ def _learn(config, name, pairs, size, label):
         "predicted_curves": np.stack([g * predicted(jnp.asarray(s)) ** 2 for s in initial]),
         "final": np.linalg.norm(trained - gram, axis=(1, 2)) / np.linalg.norm(gram),
     }
+    if label in SETS:
+        found |= {"null": _modes.null(gram, len(g)), "shuffled": _modes.shuffled(trained, gram)}
     return {f"{what}/{label}": values for what, values in found.items()}
 
 
@@ -251,12 +253,19 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
         (arrays["form/aligned"], arrays["form/predicted"]),
         ("the same sizes, not aligned", arrays["form/other"], arrays["form/predicted"]),
     )
+    found += _identity(
+        config,
+        *("S5.kernel", "eigenvalues, sizes at the start and the end in kernel form are those of features", KERNEL),
+        (arrays["kernel form/kernel"], arrays["kernel form/features"]),
+        ("P swaps views of different samples", arrays["kernel form/other"], arrays["kernel form/features"]),
+    )
     for name in SETS:
         controls = {f"{name}.large": f"a start of size {config.large:g}"}
         close = {"unseparated": "eigenvalues 1% apart"}
         found += _within(config, arrays, name, "times", controls | close if name == "synthetic" else controls)
         found += _within(config, arrays, name, "curves", close if name == "synthetic" else controls)
         found += _within(config, arrays, name, "final", controls)
+        found += _chance(arrays, name)
     found += _identity(
         config,
         *("S2.drift", "gradient flow is dW/dt = W X", COLLAPSE),
@@ -329,6 +338,20 @@ def _within(config, arrays, name, what, controls):
         control = verify.Claim(f"{claim.name}.{kind}", f"{claim.statement}: {why}", source, "control", claim.name)
         found.append(check(control, label))
     return found
+
+
+def _chance(arrays, name):
+    """Beside the prediction, chance: the same eigenvalues along random modes."""
+    statement = (
+        f"the Gram matrix at the end is nearer to the predicted one than 99.9% of those along random modes, {name}"
+    )
+    claim = verify.Claim(f"S5.null.{name}", statement, KERNEL if name == "kernel" else STEPWISE)
+    why = "its rows and columns shuffled"
+    control = verify.Claim(f"{claim.name}.control", f"{statement}: {why}", claim.source, "control", claim.name)
+    return [
+        verify.separation(c, arrays[f"{what}/{name}"], null=arrays[f"null/{name}"], direction="less")
+        for c, what in ((claim, "final"), (control, "shuffled"))
+    ]
 
 
 def _vanishing(config, arrays):

@@ -279,6 +279,7 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
         "orthogonal": matched,
         "flat": f"tau kappa = {FLAT:g}",
         "candidates": f"{matched}, the smallest K",
+        "candidates.linear": f"{matched}, the smallest K",
     }
     where |= dict.fromkeys(("sharp", "scale"), f"{sharp}, d + 1 outputs") | {"law": "tau kappa <= 1, d + 1 outputs"}
     why = {
@@ -315,6 +316,11 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
             orthogonal(
                 control("candidates", "marginal", is_orthogonal, DERIVED),
                 of("distance", NON_UNIFORM._replace(**fewest)),
+            ),
+            linear(claim("candidates.linear", is_linear, DERIVED), of("unexplained", MATCHED._replace(**fewest))),
+            linear(
+                control("candidates.linear", "marginal", is_linear, DERIVED),
+                of("unexplained", NON_UNIFORM._replace(**fewest)),
             ),
             law(claim("law", has_scale, DERIVED), [r for r in config.ratios if r <= 1]),
             law(control("law", "beyond", has_scale, DERIVED), [r for r in config.ratios if r >= 1]),

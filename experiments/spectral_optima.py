@@ -67,8 +67,20 @@ TRAINED = {
     "S4.logistic": ("S4", "logistic", "scores trained on the logistic loss are ln K_+", "negatives of another joint"),
     "S4.info_nce": ("S4", "info_nce", "InfoNCE trains scores to ln K_+ + c(a)", "negatives of another joint"),
     "S6.loss": ("S6", "loss", "trained orthonormal kernel features reach the eigenvalue sum", "not orthogonal"),
+    "S6.gram": ("S6", "gram", "their Gram matrix is that of the closed form", "not orthogonal"),
     "S7.loss": ("S7", "loss", "a trained linear encoder reaches k - sum (mu_i)_+^2", "covariance, not second moment"),
+    "S7.gram": ("S7", "gram", "its Gram matrix is that of the closed form", "covariance, not second moment"),
     "S8.loss": ("S8", "loss", "trained white embeddings reach the eigenmaps' energy", "embeddings not centred"),
+    "S8.gram": ("S8", "gram", "their Gram matrix is that of the eigenmaps", "embeddings not centred"),
+}
+# What the spans of `problems.SPANS`, and the scores of S4, are compared with.
+LEADING = {
+    "S1": "the trained direction is closer to the leading eigenvector of C_alpha",
+    "S3": "the trained span is closer to the leading eigenspace of A",
+    "S4": "trained scores of all three losses are closer to their closed forms",
+    "S6": "the trained features are closer to the bottom eigenspace of the triplets' form",
+    "S7": "the trained span is closer to the leading eigenspace of (1 - beta) I + beta A - lambda K^-1",
+    "S8": "the trained span is closer to the lowest non-constant eigenspace of D - G",
 }
 OPTIMIZER = optax.sgd(1.0, momentum=0.9, nesterov=True)  # the step sizes are in `problems.RATES`
 SNAPSHOTS = 24
@@ -137,10 +149,19 @@ def _trained(config):
     )
     if done.status != "finished":
         raise RuntimeError(f"training diverged after {done.steps} steps: lower the step sizes in problems.RATES")
-    null = compare.random_subspaces(jax.random.key(3), problems.POINTS, problems.DIMENSION, NULL_DRAWS)
-    pairs, reached, spans, excess = jax.tree.map(np.asarray, _compared(done.metrics, data, null, count))
+    rng = np.random.default_rng(4)
+    draw = lambda leaf: rng.standard_normal((count, UNTRAINED, *leaf.shape[1:]))  # noqa: E731
+    untrained = jax.tree.map(draw, {problem: params[problem] for problem in problems.SPANS})
+    found = _compared(done.metrics, untrained, data, count)
+    pairs, reached, spans, excess = jax.tree.map(np.asarray, found)
     arrays = {"steps": np.array(steps)} | {f"excess/{problem}": curve.T for problem, curve in excess.items()}
-    arrays |= {f"S3.subspace/{name}": distances for name, distances in spans.items()}
+    for problem, distances in spans.items():
+        arrays |= {
+            f"{problem}.distance/trained": distances[:, 0],
+            f"{problem}.distance/untrained": distances[:, 1:].ravel(),
+        }
+        arrays[f"{problem}.distance/null"] = _null(*problems.SPANS[problem])
+    arrays |= _scores({name: [pairs[name][side][:count] for side in ("left", "right")] for name in TRAINED})
     arrays |= {f"S11/trained/{name}": side[:count] for name, side in reached.items()}
     for name, pair in pairs.items():
         halves = ("", slice(count)), (".control", slice(count, None))
@@ -149,7 +170,7 @@ def _trained(config):
 
 
 @partial(jax.jit, static_argnums=3)
-def _compared(path, data, null, count):
+def _compared(path, untrained, data, count):
     """Pairs of sides (instances first), both sides of the S11 bound, distances of spans, and the excess on the way."""
     curves = jax.lax.map(lambda params: problems.values(params, data), path)
     params = jax.tree.map(lambda leaf: leaf[-1], path)
@@ -164,24 +185,43 @@ def _compared(path, data, null, count):
         pairs[f"S15.{name}"] = jax.vmap(identities.pair)(runs[:, 0], other)
     goals = {problem: predicted[problem]["loss"] for problem in ("S3", "S6", "S7", "S8")}
     excess = {problem: (curves[problem] - goal) / jnp.abs(goal) for problem, goal in goals.items()}
-    batch = jax.tree.map(lambda leaf: leaf[:count], data["S3"])
-    spans = _subspaces(params["S3"][:count], batch, predicted["S3"]["gram"][:count], null)
-    return pairs, reached["S11"], spans, excess
+    both = {p: jax.tree.map(_first_and_others, params[p], untrained[p]) for p in problems.SPANS}
+    targets = {p: predicted[p]["span"][:count] for p in problems.SPANS}
+    batch = jax.tree.map(lambda leaf: leaf[:count], data)
+    return pairs, reached["S11"], jax.vmap(jax.vmap(_distances, (0, None, None)))(both, batch, targets), excess
 
 
-def _subspaces(f, batch, target, null):
-    """Distance to the leading eigenspace of the trained span, of spans before training, and of random subspaces."""
-    n, k = problems.POINTS, problems.DIMENSION
-    untrained = jax.random.normal(jax.random.key(4), (UNTRAINED, *f.shape))
-    grams = jax.vmap(jax.vmap(problems.weighted_gram), (0, None))(jnp.concatenate([f[None], untrained]), batch)
-    grams = jnp.concatenate([target[None], grams]).reshape(-1, n, n)
-    bases = problems.one_by_one(lambda gram: jnp.linalg.eigh(gram)[1][:, -k:], grams)
-    target, bases = bases[: len(f)], bases[len(f) :]
-    first = jnp.concatenate([bases, null])
-    second = jnp.concatenate([jnp.tile(target, (1 + UNTRAINED, 1, 1)), jnp.tile(target[:1], (NULL_DRAWS, 1, 1))])
-    distances = problems.one_by_one(lambda pair: compare.projector_distance(*pair), (first, second))
-    trained, untrained, null = jnp.split(distances, (len(f), len(f) * (1 + UNTRAINED)))
-    return {"trained": trained, "untrained": untrained, "null": null}
+def _first_and_others(trained, untrained):
+    return jnp.concatenate([trained[: len(untrained), None], untrained], axis=1)
+
+
+def _distances(params, data, targets):
+    """From each span of `problems.spans` to the one that the closed form says."""
+    bases = problems.spans(params, data)
+    return {problem: compare.projector_distance(basis, targets[problem]) for problem, basis in bases.items()}
+
+
+def _null(d, k):
+    """Distances of random subspaces of k of d dimensions to a fixed one, which are distributed as those of two."""
+    bases = np.linalg.qr(np.random.default_rng((3, d, k)).standard_normal((NULL_DRAWS, d, k)))[0]
+    return np.sqrt(k - np.sum(bases[:, :k] ** 2, axis=(1, 2)))
+
+
+def _scores(pairs):
+    """S4: the largest relative distance of scores to their closed forms; null: of closed forms of two joints."""
+
+    def distance(found):
+        return np.max([np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1) for a, b in found], axis=0)
+
+    joint = np.random.default_rng(6).dirichlet(5 * np.ones(problems.ALPHABET**2), 2 * NULL_DRAWS)
+    joint = joint.reshape(2, NULL_DRAWS, problems.ALPHABET, problems.ALPHABET)
+    kernel = joint / joint.sum(-1, keepdims=True) / joint.sum(-2, keepdims=True)
+    forms = kernel, np.log(kernel), np.log(kernel) - np.log(kernel).mean(-1, keepdims=True)
+    return {
+        "S4.distance/trained": distance(pair for name, pair in pairs.items() if name.startswith("S4")),
+        "S4.distance/untrained": np.ones(1),  # scores of 0, for every joint
+        "S4.distance/null": distance(form.reshape(2, NULL_DRAWS, -1) for form in forms),
+    }
 
 
 def _snapshot(params):
@@ -256,7 +296,7 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
         found += _identity(config, arrays, name, statement, why)
     for name, (_, _, statement, why) in TRAINED.items():
         found += _identity(config, arrays, name, statement, why)
-    found += _span(arrays)
+    found += _spans(arrays)
     found += _two_runs(config, arrays)
     found += _bounds(arrays)
     return found + _infinitely_many(config, arrays)
@@ -276,15 +316,19 @@ def _identity(config, arrays, name, statement, why, control=None):
     ]
 
 
-def _span(arrays):
-    statement = "the trained span is closer to the leading eigenspace than 99.9% of random subspaces"
-    null = arrays["S3.subspace/null"]
-    return [
-        verify.separation(claim, arrays[f"S3.subspace/{which}"], null=null, direction="less")
-        for claim, which in zip(
-            _claims("S3.subspace", statement, "before training"), ("trained", "untrained"), strict=True
-        )
-    ]
+def _spans(arrays):
+    found = []
+    for problem, closer in LEADING.items():
+        kind = "distance" if problem == "S4" else "subspace"
+        chance = "closed forms of other joints" if problem == "S4" else "random subspaces"
+        claims = _claims(f"{problem}.{kind}", f"{closer} than 99.9% of {chance}", "before training")
+        found += [
+            verify.separation(
+                claim, arrays[f"{problem}.distance/{side}"], null=arrays[f"{problem}.distance/null"], direction="less"
+            )
+            for claim, side in zip(claims, ("trained", "untrained"), strict=True)
+        ]
+    return found
 
 
 def _two_runs(config, arrays):

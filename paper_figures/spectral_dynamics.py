@@ -12,6 +12,7 @@ PREDICTED = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9,
 STARTS = {"linestyle": "", "markersize": 3.2}
 IDENTITIES = {
     "S5.form": "modes, closed form",
+    "S5.kernel": "kernel form",
     "S2.drift": "gradient is $-WX$",
     "S2.frozen": "$W_0e^{Xt}$",
     "S2.conserved": "layers conserve",
@@ -40,7 +41,7 @@ def draw(result):
         singular values of a linear encoder trained on InfoNCE; two directions have augmentations of {config.strong:g}
         standard deviations of the data; means over seeds with 95% bands; dashed: with $X$ frozen at the start; grey,
         control: augmentations of {config.mild:g}. f: relative errors of the identities; a control breaks one assumption
-        of each: alignment, the softmax weights, a frozen $X$, no weight decay, alignment.""",
+        of each: alignment, the pairs of views, the softmax weights, a frozen $X$, no weight decay, alignment.""",
     )
     return fig
 

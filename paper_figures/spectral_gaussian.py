@@ -28,8 +28,8 @@ def draw(result):
         dimensions, {config.seeds} seeds, means with 95% bands. $K$ is the number of candidates. a: canonical weights of
         CLIP's scores in units of the canonical correlations; the limit is 1; dashed: exact optimum at that $K$. b: its
         distance from the limit; lines: exact; rings: trained; dashed: $K^{{-1}}$, height fitted. c: largest principal
-        angle to the canonical directions, the larger one of both views; black: median and 1% quantile of
-        random planes. d: strength of InfoNCE's modes at $K={config.candidates[-1]}$ against
+        angle to the canonical directions, the larger one of both views; black: median and 0.1% quantile
+        of random planes. d: strength of InfoNCE's modes at $K={config.candidates[-1]}$ against
         $r=\\mathrm{{Var}}(x-x^{{+}})/2\\mathrm{{Var}}(x)$; dashed: the limit. e: strength of a single surviving mode in
         units of the limit; dashed: exact. f: loss minus $\\ln K$ of one mode in the limit, by integration; dashed:
         closed form. Controls, grey: strong correlation, beyond $1/\\sqrt{{2}}$; latents that are not Gaussian.""",
@@ -80,7 +80,7 @@ def _angles(ax, arrays):
     k = arrays["candidates"]
     style.band(ax, k, arrays["clip/angle/gaussian"], label="Gaussian", **style.series(0))
     style.band(ax, k, arrays["clip/angle/other"], label="not Gaussian", **style.control())
-    for share in (0.5, 0.01):
+    for share in (0.5, 0.001):
         ax.axhline(
             np.quantile(arrays["null/angle"], share), color=style.THEORY, linewidth=0.7, linestyle=":", marker=""
         )

@@ -24,6 +24,7 @@ ROWS = (
     ("  FastICA instead", "fastica/pcl", False),
     ("  PCA instead", "pca/pcl", False),
 )
+LOWEST = 1e-5  # of panels a and b, with room for their legends
 FOLD = 0.3  # half the distance of a map that loses one of three directions, sqrt(1/3)
 
 
@@ -48,7 +49,8 @@ def draw(sphere, sources):
         f"""S12 (a to c). Latents uniform on the sphere in $d={config.dimension}$ dimensions, partners von Mises-Fisher
         of concentration $\\kappa={config.concentration:g}$, InfoNCE at temperature $\\tau$ with $K$ candidates (64 in b
         and c), {config.steps} steps. Distance: of the best affine map from latents to embeddings from the orthogonal
-        maps, after scaling; a fold loses one direction. {_explained(sphere)} {_folds(sphere)} S13 (d, e).
+        maps, after scaling; a fold loses one direction. Dash-dotted, open marks: $1-R^2$ of the best affine map back.
+        {_explained(sphere)} {_folds(sphere)} S13 (d, e).
         {sources.config.sources} sources of variance 1,
         {sources.config.segments * sources.config.length} times. d:
         {sources.arrays["unrecovered/pca/equal"].size} draws; curves: eigenvectors of the sampling noise, and
@@ -86,12 +88,17 @@ def _columns(sphere, name, cases):
     return sphere.arrays[name][:, [every.index(case) for case in cases]]
 
 
-def _untrained(ax, sphere):
-    """Level of the untrained encoder."""
+def _untrained(ax, sphere, side):
+    """Level of the untrained encoder, with its name on one side."""
     level = np.exp(np.mean(np.log(sphere.arrays["untrained/distance"])))
     ax.axhline(level, color=style.CONTROL, linewidth=0.8, linestyle="-", marker="")
-    place = {"ha": "right", "va": "top", "transform": ax.get_yaxis_transform()}
-    ax.text(0.98, 0.9 * level, "untrained", color=style.CONTROL, fontsize=7, **place)
+    place = {"ha": side, "va": "top", "transform": ax.get_yaxis_transform()}
+    ax.text({"left": 0.02, "right": 0.98}[side], 0.9 * level, "untrained", color=style.CONTROL, fontsize=7, **place)
+
+
+def _unexplained(ax, x, samples, look):
+    """1 - R^2 of the best affine map back to the latents, thinner and with open marks beside the distance."""
+    style.band(ax, x, samples, **look | {"linestyle": "-.", "linewidth": 0.7, "mfc": "none", "mew": 0.7})
 
 
 def _candidates(ax, sphere):
@@ -104,9 +111,10 @@ def _candidates(ax, sphere):
     ):
         cases = [base._replace(candidates=k) for k in candidates]
         style.band(ax, candidates, _columns(sphere, "distance", cases), label=label, **look)
-    _untrained(ax, sphere)
-    ax.set_ylim(3e-4, 2)
-    ax.set_ylabel("distance from orthogonal")
+        _unexplained(ax, candidates, _columns(sphere, "unexplained", cases), look)
+    _untrained(ax, sphere, "left")
+    ax.set_ylim(LOWEST, 2)
+    ax.set_ylabel("distance; $1-R^2$ (open)")
     ax.legend(loc="lower left")
     ax.set_title("a  Matched: at every $K$")
 
@@ -116,10 +124,11 @@ def _temperatures(ax, sphere):
     ax.set_yscale("log")
     _ratio_axis(ax, ratios)
     for extra, label, look in ((1, "$d+1$ outputs", style.series(1)), (0, "$d$ outputs", style.series(0))):
-        distance = _columns(sphere, "distance", [Case(ratio, extra) for ratio in ratios])
-        style.band(ax, ratios, distance, label=label, **look)
-    _untrained(ax, sphere)
-    ax.set_ylim(3e-4, 2)
+        cases = [Case(ratio, extra) for ratio in ratios]
+        style.band(ax, ratios, _columns(sphere, "distance", cases), label=label, **look)
+        _unexplained(ax, ratios, _columns(sphere, "unexplained", cases), look)
+    _untrained(ax, sphere, "right")
+    ax.set_ylim(LOWEST, 2)
     ax.legend(loc="lower left")
     ax.set_title("b  Too sharp: one output more")
 

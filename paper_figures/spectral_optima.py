@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments._spectral_problems import DIMENSION, POINTS
-from experiments.spectral_optima import EXACT, TRAINED, gap_to_limit
+from experiments.spectral_optima import EXACT, LEADING, TRAINED, gap_to_limit
 from paper_figures import style
+from theorykit import verify
 
 EXPERIMENT = "spectral_optima"
 PROBLEMS = ("S3", "S6", "S7", "S8")
@@ -14,7 +15,7 @@ PREDICTED = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9,
 
 
 def draw(result):
-    """Relative errors of all identities; descent to the optimum; the span; class collision; the limit of InfoNCE."""
+    """Relative errors of all identities; descent to the optimum; distances; class collision; the limit of InfoNCE."""
     config = result.config
     fig, axes = plt.subplot_mosaic(
         [["errors", "descent", "span"], ["errors", "collision", "limit"]],
@@ -35,12 +36,14 @@ def draw(result):
         $10^{{{np.log10(config.exact):.0f}}}$, is what counts as equal. Controls, grey crosses: the same with one
         assumption broken. b: relative excess of the trained loss over its predicted optimum (S3 spectral, S6 triplets
         on kernel features, S7 VICReg-like, S8 eigenmaps); geometric means over {config.instances} instances with 95%
-        bands; grey: controls. c: projector distance from the span of embeddings to the leading eigenspace, after
-        training, before it, and of {result.arrays["S3.subspace/null"].size:,} random subspaces. d: loss of the mean
-        classifier against the class-collision bound, logistic to base 2 with $\\ell(0)=1$, {config.embeddings:,}
-        random embeddings and {config.instances} trained ones; grey: natural logarithm, $\\ell(0)=\\ln\\,2$. Points
-        should lie below the line. e: distance of exact InfoNCE with $K$ candidates, less $\\ln\\,K$, from its limit;
-        {config.risks} joints; the line has slope −1, height fitted. Grey: scores with a heavy tail.""",
+        bands; grey: controls. c: projector distance from the trained span to the one of the closed form (S4:
+        relative distance of scores), dots; grey crosses: before training; black: from the 0.1% quantile to the
+        largest of {result.arrays["S3.distance/null"].size:,} random subspaces (S4: closed forms of other joints). d:
+        loss of the mean classifier against the class-collision bound, logistic to base 2 with $\\ell(0)=1$,
+        {config.embeddings:,} random embeddings and {config.instances} trained ones; grey: natural logarithm,
+        $\\ell(0)=\\ln\\,2$. Points should lie below the line. e: distance of exact InfoNCE with $K$ candidates, less
+        $\\ln\\,K$, from its limit; {config.risks} joints; the line has slope −1, height fitted. Grey: scores with a
+        heavy tail.""",
     )
     return fig
 
@@ -91,25 +94,25 @@ def _descent(ax, result):
 
 
 def _span(ax, arrays):
-    bins = np.geomspace(ROUNDING, 2, 90)
     ax.set_xscale("log")
-    for which, look in (
-        ("null", {"color": "#BBBBBB"}),
-        ("untrained", {"histtype": "step", "color": style.CONTROL, "linestyle": ":", "linewidth": 1.3}),
-        ("trained", {"color": style.COLOURS[1]}),
-    ):
-        distances = np.maximum(arrays[f"S3.subspace/{which}"], bins[0])
-        ax.hist(distances, bins, weights=np.full(distances.size, 1 / distances.size), **look)
-    for x, y, text, colour, place in (
-        (1e-13, 0.5, "trained", style.COLOURS[1], "left"),
-        (0.5, 0.62, "untrained\n(dotted)", style.CONTROL, "right"),
-        (0.5, 0.25, "random", style.CONTROL, "right"),
-    ):
-        ax.text(x, y, text, color=colour, ha=place, va="center", fontsize=style.FONT_SIZE - 1)
-    ax.set_ylim(0, 1.05)
-    ax.set_xlabel("distance to eigenspace")
-    ax.set_ylabel("share")
-    ax.set_title("c  The span (S3)")
+    for row, problem in enumerate(LEADING):
+        trained, untrained, null = (arrays[f"{problem}.distance/{w}"] for w in ("trained", "untrained", "null"))
+        marks = {"linestyle": "", "alpha": 0.6, "zorder": 3}
+        ax.plot(np.maximum(trained, ROUNDING), np.full(len(trained), row), **style.series(1) | marks)
+        ax.plot(untrained, np.full(len(untrained), row - 0.2), **style.control() | marks | {"alpha": 0.3})
+        chance = verify.null_quantile(null, verify.LEVEL, direction="less"), null.max()
+        ax.plot(chance, [row + 0.2] * 2, color=style.THEORY, linewidth=1.0, marker="|", markeredgewidth=1.0)
+    ax.set_xlim(ROUNDING, 10)
+    ax.set_xticks(10.0 ** np.arange(-16, 1, 4))
+    ax.set_yticks(range(len(LEADING)), LEADING)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.set_ylim(len(LEADING) - 0.5, -0.7)
+    for row, text, colour in ((0, "untrained", style.CONTROL), (1, "chance", style.THEORY)):
+        ax.text(1e-2, row, text, color=colour, ha="right", va="center", fontsize=style.FONT_SIZE - 1)
+    ax.text(1e-14, 1, "trained", color=style.COLOURS[1], va="center", fontsize=style.FONT_SIZE - 1)
+    ax.set_xlabel("distance to closed form")
+    ax.set_title("c  Nearer than chance")
 
 
 def _collision(ax, arrays):

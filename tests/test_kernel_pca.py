@@ -241,6 +241,22 @@ def test_more_kernel_components_than_points_are_an_error():
         cca.kernel_cca(gram, gram, 4, ridge=0.1)
 
 
+def test_kernels_of_points_that_do_not_differ_have_no_directions():
+    """Centred, such a kernel is the rounding of its entries and no direction."""
+    x = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
+    constant = np.full((12, 12), 0.02, np.float32)
+    for kx, ky in ((constant, x @ x.T), (x @ x.T, constant)):
+        with pytest.raises(ValueError, match=r"and so only 0 pairs.*pass views with a feature that varies"):
+            cca.kernel_cca(kx, ky, 1, ridge=0.1)
+    for found in (
+        pca.kernel_pca(constant, 2),
+        pca.kernel_pca_by_products(
+            lambda b: jnp.matmul(constant, b, precision="highest"), jnp.diagonal(constant), 2, key=KEY
+        ),
+    ):
+        assert not np.any(found.variances) and not np.any(found.coefficients)
+
+
 def test_a_kernel_of_other_points_is_an_error():
     with pytest.raises(ValueError, match="the same training points"):
         pca.kernel_transform(pca.kernel_pca(np.eye(4, dtype=np.float32), 1), np.eye(4, 3, dtype=np.float32))

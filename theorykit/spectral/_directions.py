@@ -41,7 +41,10 @@ def hold(arrays: Any) -> Any:
     )
 
 
-def roots_above_rounding(values: Array, n: int) -> Array:
-    """Square roots of eigenvalues; 0 for those that cannot be told from 0 by a solver of size n."""
-    real = values > n * jnp.finfo(values.dtype).eps * values[0]
+def roots_above_rounding(values: Array, n: int, size: Array) -> Array:
+    """Square roots of eigenvalues; 0 for those that cannot be told from 0 by a solver of size n.
+
+    `size` is the largest entry of the matrix before it was centred, which leaves the rounding of that.
+    """
+    real = values > n * jnp.finfo(values.dtype).eps * jnp.maximum(values[0], size)
     return jnp.where(real, jnp.sqrt(jnp.where(real, values, 1)), 0)

@@ -248,7 +248,9 @@ def kernel_cca(kx: Matrix, ky: Matrix, k: int, *, ridge: float | Float[Array, ""
     check_count(k, n - 1, f"n - 1 = {n - 1} pairs of canonical directions")
     means_x, values_x, ux = feature_directions("kx", kx, True)
     means_y, values_y, uy = feature_directions("ky", ky, True)
-    sx, sy = roots_above_rounding(values_x, n), roots_above_rounding(values_y, n)
+    sx, sy = (
+        roots_above_rounding(values, n, jnp.max(jnp.abs(gram))) for values, gram in ((values_x, kx), (values_y, ky))
+    )
     a, b, rho = _canonical_pairs(sx, sy, jnp.matmul(ux.T, uy, precision="highest"), n, ridge, k)
     a = jnp.matmul(ux, _inverse(sx)[:, None] * a, precision="highest")
     b = jnp.matmul(uy, _inverse(sy)[:, None] * b, precision="highest")

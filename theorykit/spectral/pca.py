@@ -235,7 +235,7 @@ def kernel_pca(gram: Matrix, k: int, *, centre: bool = True) -> KernelPCA:
     means, values, vectors = feature_directions("gram", gram, centre)
     trace = jnp.trace(gram) - (jnp.sum(means) if centre else 0)
     found = _krylov.Leading(values[:k], vectors[:, :k], np.zeros(k), 0.0, _krylov.CONVERGED, 0)
-    return _kernel_components(means, found, trace, centre)
+    return _kernel_components(means, found, trace, centre, jnp.max(jnp.abs(gram)))
 
 
 def kernel_pca_by_products(
@@ -299,14 +299,15 @@ def kernel_pca_by_products(
     found = _krylov.leading(centred, n, k, key, dtype, tolerance=tolerance, max_steps=max_steps)
     # As in `_eigen`: columns sum to 0, which transforms rely on.
     found = found._replace(vectors=_less_mean(found.vectors)) if centre else found
-    return _kernel_components(means, found, jnp.sum(diagonal) - jnp.sum(means), centre)
+    # No entry of a positive semidefinite matrix exceeds the largest of its diagonal.
+    return _kernel_components(means, found, jnp.sum(diagonal) - jnp.sum(means), centre, jnp.max(diagonal))
 
 
-def _kernel_components(means, found, trace, centre):
+def _kernel_components(means, found, trace, centre, size):
     """Coefficients and variances from eigenpairs of the Gram matrix and its trace."""
     n, dtype = means.shape[0], means.dtype
     divisor = n - 1 if centre else n
-    roots = roots_above_rounding(jnp.asarray(found.values, dtype), n)
+    roots = roots_above_rounding(jnp.asarray(found.values, dtype), n, size)
     inverse = jnp.where(roots > 0, 1 / jnp.where(roots > 0, roots, 1), 0)
     return KernelPCA(
         means,
@@ -363,7 +364,7 @@ def feature_directions(name: str, gram: Array, centre: bool) -> tuple[Array, Arr
         means, values, vectors = hold(_eigen(gram, centre))
     if not isinstance(values, jax.core.Tracer):
         least, largest = float(values[-1]), float(jnp.max(jnp.abs(values)))
-        if least < -relative_rounding(gram.dtype) * largest:
+        if least < -relative_rounding(gram.dtype) * max(largest, float(jnp.max(jnp.abs(gram)))):
             raise ValueError(
                 f"{name} is not positive semidefinite (smallest eigenvalue {least:.2g}, largest {float(values[0]):.2g}"
                 "): pass the kernel of one set of points with itself"
