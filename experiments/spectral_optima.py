@@ -22,6 +22,7 @@ import optax
 
 from experiments import _spectral_identities as identities
 from experiments import _spectral_problems as problems
+from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, surrogate, training, verify
 from theorykit.spectral import compare
 
@@ -115,11 +116,11 @@ PRESETS = {
 
 def run(config: Config) -> dict[str, np.ndarray]:
     """<claim>/left, right (instances, entries), the same for <claim>.control, and the arrays of S11 and S14."""
+    # The longest first, so that no thread waits for it at the end.
+    measures = {"trained": _trained, "exact": _exact, "S14": _risks, "S11": _collisions}
     with jax.enable_x64(True):
-        arrays = {}
-        for label, measure in (("exact", _exact), ("trained", _trained), ("S11", _collisions), ("S14", _risks)):
-            arrays |= results.part(label, lambda measure=measure: measure(config))
-    return arrays
+        parts = side_by_side(results.part, [(label, partial(measure, config)) for label, measure in measures.items()])
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _exact(config):
@@ -169,7 +170,7 @@ def _trained(config):
     return arrays
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=3, compiler_options=BRIEFLY)
 def _compared(path, untrained, data, count):
     """Pairs of sides (instances first), both sides of the S11 bound, distances of spans, and the excess on the way."""
     curves = jax.lax.map(lambda params: problems.values(params, data), path)
