@@ -16,10 +16,14 @@ their peers, on the same kernels and samples, in float32:
     denoising    image leaves from noisy ones, the text given: both trees towards the root, the image's back
     next token   all positions of the text, the image given: both towards the root, the text's back
 
+With --published FOLDER, a checkout of that code (github.com/willcai7/Multimodal-GHM), its own belief propagation takes
+part in the similarity: NumPy, in float64, node by node, all samples of a batch at once.
+
 Every value must agree with the peer's to the rounding of float32, or the benchmark fails. PyTorch is no dependency of
 the library: install it beside it (pip install torch), or only theorykit is timed.
 """
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -119,6 +123,7 @@ def by_products(log_kernel, h):
     return torch.log(torch.exp(log_kernel) @ torch.exp(h - h.amax(dim=2, keepdim=True)))
 
 
+PUBLISHED = "similarity, published code"
 PASSES = {"logsumexp": by_logsumexp, "products": by_products}
 
 
@@ -195,13 +200,45 @@ def peer(problem: Problem, through: Callable) -> dict[str, Callable[[], Any]]:
     return {"similarity": similarity, "denoising": denoising, "next token": next_token}
 
 
-def measure(case: Case, budget: _timing.Budget, compare: bool) -> dict[str, Any]:
+def published(folder: Path, case: Case, problem: Problem) -> Callable[[], np.ndarray]:
+    """The similarity by the code published with the paper."""
+    path = folder / "src" / "ghmclip" / "data" / "data_random_GHM.py"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: give the folder of a checkout of github.com/willcai7/Multimodal-GHM")
+    spec = importlib.util.spec_from_file_location("published_hierarchy", path)
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    prior = np.full(case.alphabet, 1 / case.alphabet)
+
+    def tree(kernels, leaves):
+        edges = [
+            [layer[rank] for _ in range(case.arity**depth) for rank in range(case.arity)]
+            for depth, layer in enumerate(np.asarray(kernels, np.float64))
+        ]
+        settings = {"n_layer": case.depth, "n_child": case.arity, "variable_type": case.alphabet, "p_y": prior}
+        found = code.GHMTree(**settings, transition=edges, batch_size=case.batch)
+        found.T_value[-1] = list(np.asarray(leaves).T)  # in place of the leaves that it drew
+        found.build_tree()
+        return found
+
+    trees = tree(problem.h.image, problem.image), tree(problem.h.text, problem.text)
+
+    def similarity():
+        image, text = (one.BP_CLS() for one in trees)
+        return np.log(np.sum(image * text, axis=0) * case.alphabet)
+
+    return similarity
+
+
+def measure(case: Case, budget: _timing.Budget, compare: bool, folder: Path | None = None) -> dict[str, Any]:
     """Times of one case, the check that both sides agree, and the ratios."""
     load, problem = _timing.load(), draw(case)
     contestants = {f"{name}, theorykit": function for name, function in ours(problem).items()}
     others = peers(problem) if compare else {}
     for of_task in others.values():
         contestants |= of_task
+    if folder is not None:
+        contestants[PUBLISHED] = published(folder, case, problem)
     samples = _timing.interleave(contestants, budget, _title(case))
     found: dict[str, Any] = {**case._asdict(), "load": [load, _timing.load()]}
     found["contestants"] = {
@@ -221,12 +258,16 @@ def measure(case: Case, budget: _timing.Budget, compare: bool) -> dict[str, Any]
         found["ratios"][task] = {"fastest": _timing.ratio(fastest(of_task), own.wall)} | {
             way: _timing.ratio(fastest([name for name in of_task if name.endswith(way)]), own.wall) for way in PASSES
         }
+    if folder is not None:
+        own, other = samples["similarity, theorykit"], samples[PUBLISHED]
+        check("similarity", case, own.value, other.value)
+        found["published"] = _timing.ratio(other.wall, own.wall)
     return found
 
 
 def check(name: str, case: Case, value: jax.Array, peer: Any) -> float:
     """Largest difference of the two sides; raises where it is more than rounding."""
-    own, other = np.asarray(value), peer.numpy()
+    own, other = np.asarray(value), np.asarray(peer)
     if own.shape != other.shape:
         raise AssertionError(f"{_title(case)}, {name}: shapes {own.shape} and {other.shape} differ")
     difference = float(np.max(np.abs(own - other)))
@@ -237,14 +278,14 @@ def check(name: str, case: Case, value: jax.Array, peer: Any) -> float:
     return difference
 
 
-def run(plan: Plan) -> dict[str, Any]:
-    """Everything that a preset measures."""
+def run(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
+    """Everything that a preset measures, with the published code where its folder is given."""
     start = time.perf_counter()
     compare = _pytorch.available()
     if not compare:
         print(_pytorch.MISSING)
     cases = [
-        measure(case, plan.budget, compare)
+        measure(case, plan.budget, compare, folder)
         for case in tqdm((*plan.targets, *plan.cases), desc="hierarchy", unit="case")
     ]
     targets = [
@@ -271,7 +312,11 @@ def _title(case):
     return f"S {case.alphabet}, depth {case.depth}, arity {case.arity}, {leaves} + {leaves} leaves, batch {case.batch}"
 
 
-def main(preset: Literal["smoke", "quick", "full"] = "quick", output: Path = _timing.RESULTS) -> None:
+def main(
+    preset: Literal["smoke", "quick", "full"] = "quick",
+    output: Path = _timing.RESULTS,
+    published: Path | None = None,
+) -> None:
     """Measure, print what matters and write the JSON file.
 
     Parameters
@@ -280,8 +325,10 @@ def main(preset: Literal["smoke", "quick", "full"] = "quick", output: Path = _ti
         smoke: seconds, only to see that it works; quick: two minutes on two cores; full: many minutes.
     output
         Folder of the JSON file.
+    published
+        Checkout of the code published with the paper, as a further peer.
     """
-    content = run(PLANS[preset])
+    content = run(PLANS[preset], published)
     path = _timing.write("hierarchy", preset, output, content)
     for case in content["cases"]:
         print(_title(Case(*(case[field] for field in Case._fields))))
@@ -289,6 +336,8 @@ def main(preset: Literal["smoke", "quick", "full"] = "quick", output: Path = _ti
             each = 1e6 / one["samples_per_second"]
             cpu = 1e6 * one["cpu_seconds"]["median"] / case["batch"]
             print(f"  {name}: {each:.2f} us a sample ({cpu:.2f} us of processor)")
+        if "published" in case:
+            print(f"  the published code's time over theorykit's, similarity: {case['published']['median']:.3g}")
     _timing.print_targets(content["targets"])
     print(f"{content['seconds']:.0f} s in all, written to {path}")
 
