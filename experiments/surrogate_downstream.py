@@ -49,7 +49,7 @@ class Config:
     denoised: int = 150
     factored: int = 1000
     exact: float = results.threshold(1e-10, "required of identities in float64; roundings of small S reach 1e-12")
-    quadrature: float = results.threshold(1e-10, "required of identities; the quadrature is exact to 3e-13")
+    quadrature: float = results.threshold(1e-10, "required of identities; the quadrature is exact to 5e-13")
     rounding: float = results.threshold(1e-14, "nats; roundings of differences of risks, and of bounds that are equal")
     lost: float = results.threshold(0.01, "nats; far above rounding, far below the mean information of a factor")
 
