@@ -12,9 +12,8 @@ from pathlib import Path
 import tyro
 
 from experiments.__main__ import main as experiments_main
-from paper_figures.__main__ import made, output_folder
+from paper_figures.__main__ import experiments_of, made, output_folder
 from paper_figures.__main__ import main as figures_main
-from paper_figures.report import experiments_of
 from theorykit import results, verify
 from theorykit._command_line import Names, Preset, chosen
 

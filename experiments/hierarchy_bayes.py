@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from experiments._claims import pair
 from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, verify
 from theorykit.surrogate import hierarchy, information_loss, pair_hierarchy, risk
@@ -370,8 +371,4 @@ _SIDES = ("messages", "permuted")
 
 
 def _pair(check, name, statement, source, claimed, controlled, why):
-    """A claim and its control: the same check on other measurements."""
-    return [
-        check(verify.Claim(name, statement, source), *claimed),
-        check(verify.Claim(f"{name}.control", f"{statement}; {why}", source, "control", name), *controlled),
-    ]
+    return pair(check, name, statement, source, claimed, (why, controlled))

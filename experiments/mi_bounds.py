@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._claims import pair
 from experiments._joints import table
 from experiments._mi_critics import DIMENSION, GROUP, draw, trained
 from experiments._side_by_side import BRIEFLY, side_by_side
@@ -244,9 +245,7 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
 
 
 def _pair(check, name, statement, source, sides, why, broken):
-    claim = verify.Claim(name, statement, source)
-    control = verify.Claim(f"{name}.control", f"{statement}: {why}", source, "control", name)
-    return [check(claim, *sides), check(control, *broken)]
+    return pair(check, name, statement, source, sides, (why, broken))
 
 
 def _exact_verdicts(config, arrays):

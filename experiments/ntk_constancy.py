@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._claims import pair
 from experiments._side_by_side import side_by_side
 from theorykit import results, verify
 from theorykit.ntk import drift
@@ -207,10 +208,7 @@ HERE = "derivation and measurement (N4)"
 
 def _pair(check, name, statement, source, claimed, control, why):
     """A claim and its control: the same check on another series."""
-    return [
-        check(verify.Claim(name, statement, source), claimed),
-        check(verify.Claim(f"{name}.control", f"{statement}: {why}", source, "control", name), control),
-    ]
+    return pair(check, name, statement, source, (claimed,), (why, (control,)))
 
 
 def _fall(config, arrays, activation):

@@ -47,6 +47,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import _setting
+from experiments._claims import pair
 from experiments._side_by_side import one_object, side_by_side
 from theorykit import losses, results, training, verify
 from theorykit.ntk import drift, growth_rate
@@ -317,7 +318,4 @@ def _bounded(config, arrays, activation):
 
 
 def _pair(check, name, statement, claimed, control, why):
-    return [
-        check(verify.Claim(name, statement, SOURCE), claimed),
-        check(verify.Claim(f"{name}.control", f"{statement}: {why}", SOURCE, "control", name), control),
-    ]
+    return pair(check, name, statement, SOURCE, (claimed,), (why, (control,)))

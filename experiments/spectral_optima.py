@@ -204,6 +204,7 @@ def _distances(params, data, targets):
 
 def _null(d, k):
     """Distances of random subspaces of k of d dimensions to a fixed one, which are distributed as those of two."""
+    # By NumPy: `compare.null_distances` compiles a program for each of five spaces, a second each.
     bases = np.linalg.qr(np.random.default_rng((3, d, k)).standard_normal((NULL_DRAWS, d, k)))[0]
     return np.sqrt(k - np.sum(bases[:, :k] ** 2, axis=(1, 2)))
 

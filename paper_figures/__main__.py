@@ -67,8 +67,7 @@ def main(
             start = time.perf_counter()
             try:
                 script = importlib.import_module(f"{package}.{name}")
-                names = script.EXPERIMENTS if hasattr(script, "EXPERIMENTS") else (script.EXPERIMENT,)
-                found = [results.load(one, preset, package=experiments) for one in names]
+                found = [results.load(one, preset, package=experiments) for one in experiments_of(script)]
                 origin = f"theorykit {_digest(code, *map(_identity, found))}"
                 if _is_drawn(folder / name, origin):
                     print(f"{name} {preset}: as it was", flush=True)
@@ -84,6 +83,11 @@ def main(
         return 1 if failures else 0
 
     return tyro.cli(draw_all, prog="python -m paper_figures", args=arguments)
+
+
+def experiments_of(script: ModuleType) -> tuple[str, ...]:
+    """Names of the experiments whose results a figure reads."""
+    return script.EXPERIMENTS if hasattr(script, "EXPERIMENTS") else (script.EXPERIMENT,)
 
 
 def output_folder(package: str, output: Path | None = None) -> Path:

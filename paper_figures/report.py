@@ -11,13 +11,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib
 import matplotlib.pyplot as plt
 import tyro
 
 from paper_figures import style
+from paper_figures.__main__ import experiments_of, made, output_folder
 from theorykit import results, verify
 from theorykit._command_line import Preset
 
@@ -55,11 +55,6 @@ measurement with one assumption broken.</p>
 """
 
 
-def experiments_of(script: ModuleType) -> tuple[str, ...]:
-    """Names of the experiments whose results a figure reads."""
-    return script.EXPERIMENTS if hasattr(script, "EXPERIMENTS") else (script.EXPERIMENT,)
-
-
 def main(
     arguments: Sequence[str] | None = None,
     *,
@@ -67,7 +62,7 @@ def main(
     experiments: str = "experiments",
     output: Path | None = None,
 ) -> int:
-    """Write the report and return the exit status: 0, or 1 if a result is missing.
+    """Write the report and return the exit status: 0, 1 if a result is missing, 2 if the folder cannot be made.
 
     Parameters
     ----------
@@ -79,10 +74,12 @@ def main(
         Folder of the report; by default ``output`` in the package's folder.
     """
     home, order = importlib.import_module(package), importlib.import_module(experiments).ORDER
-    folder = output or Path(home.__file__).parent / "output"
+    folder = output_folder(package, output)
 
     def write(preset: Preset = "quick") -> int:
         """Write every verdict and every figure of a preset to one page."""
+        if not made(folder):
+            return 2
         matplotlib.use("Agg")
         style.use()
         try:
@@ -103,7 +100,6 @@ def main(
             statements="\n".join(map(_statement, verdicts)),
             environments="\n".join(map(_environment, found.values())),
         )
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.html"
         path.write_text(page, encoding="utf-8")
         print(path)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 sys.path.insert(0, str(ROOT))
 regenerate_main = importlib.import_module("regenerate").main
-experiments_of = importlib.import_module("paper_figures.report").experiments_of
+experiments_of = importlib.import_module("paper_figures.__main__").experiments_of
 
 
 def test_quick_start_runs_as_it_stands():

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import ORDER
 from paper_figures import FIGURES, style
-from paper_figures.report import experiments_of
+from paper_figures.__main__ import experiments_of
 from theorykit import results
 
 matplotlib.use("Agg")

@@ -291,7 +291,7 @@ def _open(checkpoint, program, params, data, key, state, settings):
         "the values of data (digest)": digest(data),
         "key": digest(key),
     }
-    return Checkpoints(checkpoint, setting | {name: str(value) for name, value in settings.items()})
+    return Checkpoints(checkpoint, {name: str(value) for name, value in settings.items()} | setting)
 
 
 def _integer(name, value) -> int:

@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theorykit.similarity import check_views
+from theorykit.spectral import _stepwise
 from theorykit.spectral._checks import check_symmetric, check_values
 
 
@@ -93,7 +94,7 @@ def moment_loss(za: Float[Array, "n z"], zb: Float[Array, "n z"]) -> Float[Array
     Source: Simon et al. (arXiv 2303.15438); the relation to Zbontar et al. (arXiv 2103.03230): derivation.
     """
     check_views("moment_loss", za=za, zb=zb)
-    gap = _moment(za, zb) - jnp.eye(za.shape[1], dtype=za.dtype)
+    gap = _stepwise.moment(za, zb) - jnp.eye(za.shape[1], dtype=za.dtype)
     return jnp.sum(gap * gap)
 
 
@@ -119,7 +120,7 @@ def cross_moment(xa: Float[Array, "n m"], xb: Float[Array, "n m"]) -> Float[Arra
     """
     check_views("cross_moment", xa=xa, xb=xb)
     check_values("cross_moment", xa=xa, xb=xb)
-    return _moment(xa, xb)
+    return _stepwise.moment(xa, xb)
 
 
 def velocity(w: Float[Array, "d m"], moment: Float[Array, "m m"]) -> Float[Array, "d m"]:
@@ -138,8 +139,8 @@ def velocity(w: Float[Array, "d m"], moment: Float[Array, "m m"]) -> Float[Array
 
     Source: Simon et al. (arXiv 2303.15438).
     """
-    pushed = _product(w, moment)
-    return -4 * _product(_product(pushed, w.T) - jnp.eye(w.shape[0], dtype=w.dtype), pushed)
+    pushed = _stepwise.product(w, moment)
+    return -4 * _stepwise.product(_stepwise.product(pushed, w.T) - jnp.eye(w.shape[0], dtype=w.dtype), pushed)
 
 
 def modes(moment: Float[Array, "m m"], k: int) -> Modes:
@@ -162,9 +163,9 @@ def modes(moment: Float[Array, "m m"], k: int) -> Modes:
     """
     check_symmetric("G", moment)
     _check_count(k, moment.shape[0])
-    found = _modes(moment)
-    _check_positive("G", found.eigenvalues, k)
-    return Modes(found.eigenvalues[:k], found.directions[:, :k])
+    values, directions = _stepwise.modes(moment)
+    _check_positive("G", values, k)
+    return Modes(values[:k], directions[:, :k])
 
 
 def initial_sizes(w0: Float[Array, "d m"], directions: Float[Array, "m k"]) -> Float[Array, " k"]:
@@ -190,7 +191,7 @@ def initial_sizes(w0: Float[Array, "d m"], directions: Float[Array, "m k"]) -> F
     """
     check_values("initial_sizes", w0=w0, directions=directions)
     _check_outputs(directions.shape[1], w0.shape[0])
-    return _triangle(w0, directions)
+    return _stepwise.triangle(w0, directions)
 
 
 def sizes(
@@ -214,7 +215,7 @@ def sizes(
 
     Source: Simon et al. (arXiv 2303.15438).
     """
-    return _sizes(times, eigenvalues, initial)
+    return _stepwise.sizes(times, eigenvalues, initial)
 
 
 def learning_times(eigenvalues: Float[Array, " k"], initial: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -259,7 +260,7 @@ def weight_gram(directions: Float[Array, "m k"], scales: Float[Array, " k"]) -> 
 
     Source: Simon et al. (arXiv 2303.15438).
     """
-    return _weight_gram(directions, scales)
+    return _stepwise.weight_gram(directions, scales)
 
 
 def kernel_modes(gram: Float[Array, "points points"], k: int) -> KernelModes:
@@ -288,13 +289,13 @@ def kernel_modes(gram: Float[Array, "points points"], k: int) -> KernelModes:
     if points % 2:
         raise ValueError(f"K has {points} rows, an odd number: stack the first views above the second ones, (2n, 2n)")
     _check_count(k, points)
-    values, found = _kernel_modes(gram)
+    values, g, coefficients = _stepwise.kernel_modes(gram)
     if not isinstance(values, jax.core.Tracer):
         least = float(np.asarray(values)[0])
         if least < -_rounding(values):
             raise ValueError(f"K has the negative eigenvalue {least:.3g}: pass a positive semidefinite kernel")
-    _check_positive("K_G", found.eigenvalues, k)
-    return KernelModes(found.eigenvalues[:k], found.coefficients[:, :k])
+    _check_positive("K_G", g, k)
+    return KernelModes(g[:k], coefficients[:, :k])
 
 
 def kernel_initial_sizes(
@@ -322,7 +323,7 @@ def kernel_initial_sizes(
     """
     check_values("kernel_initial_sizes", embeddings=embeddings, coefficients=coefficients)
     _check_outputs(coefficients.shape[1], embeddings.shape[1])
-    return _triangle(embeddings.T, coefficients)
+    return _stepwise.triangle(embeddings.T, coefficients)
 
 
 def kernel_embedding(
@@ -344,61 +345,7 @@ def kernel_embedding(
 
     Source: Simon et al. (arXiv 2303.15438); in this form: derivation.
     """
-    return _kernel_embedding(cross, coefficients, scales)
-
-
-def _product(a, b):
-    return jnp.matmul(a, b, precision="highest")
-
-
-# What follows is compiled as a whole: called one operation after the other, each would be a program of its own.
-
-
-@jax.jit
-def _moment(a, b):
-    half = _product(a.T, b) / (2 * a.shape[0])
-    return half + half.T
-
-
-@jax.jit
-def _modes(moment):
-    """All modes, the learned ones first."""
-    values, vectors = jnp.linalg.eigh(moment)
-    return Modes(values[::-1], vectors[:, ::-1])
-
-
-@jax.jit
-def _triangle(a, b):
-    """|R_jj| of A B = Q R."""
-    return jnp.abs(jnp.diagonal(jnp.linalg.qr(_product(a, b), mode="r")))
-
-
-@jax.jit
-def _sizes(times, eigenvalues, initial):
-    decayed = jnp.exp(-8 * times[:, None] * eigenvalues[None, :])
-    return initial[None, :] / jnp.sqrt(decayed + (1 - decayed) * (eigenvalues * initial**2)[None, :])
-
-
-@jax.jit
-def _weight_gram(directions, scales):
-    return _product(directions * (scales * scales)[None, :], directions.T)
-
-
-@jax.jit
-def _kernel_modes(gram):
-    """Eigenvalues of K, ascending, and all modes; the coefficients of those with g <= 0 mean nothing."""
-    points = gram.shape[0]
-    values, vectors = jnp.linalg.eigh(gram)
-    root = _product(vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :], vectors.T)
-    swapped = jnp.roll(root, points // 2, axis=0)  # P K^{1/2}
-    g, u = jnp.linalg.eigh(_product(root, swapped) / points)
-    g, u = g[::-1], u[:, ::-1]
-    return values, KernelModes(g, _product(swapped, u) / (points * jnp.where(g > 0, g, 1))[None, :])
-
-
-@jax.jit
-def _kernel_embedding(cross, coefficients, scales):
-    return _product(cross, coefficients) * scales[None, :]
+    return _stepwise.kernel_embedding(cross, coefficients, scales)
 
 
 def _rounding(values):
