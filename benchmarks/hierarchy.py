@@ -9,8 +9,8 @@ The peer runs the same recursions over all nodes of a layer at once, and passes 
                  published with Oko, Lin, Cai, Mei (arXiv 2501.04641), which goes from node to node
 
 Each is timed with all threads and with one: on a machine with other work, threads that wait for each other can cost a
-factor of ten. The fastest of the four counts; the ratio to each way is written too. The three tasks take turns with
-their peers, on the same kernels and samples, in float32:
+factor of ten. The faster of the two counts. The three tasks take turns with their peers, on the same kernels and
+samples, in float32:
 
     similarity   s* of pairs, both trees towards the root
     denoising    image leaves from noisy ones, the text given: both trees towards the root, the image's back
@@ -290,13 +290,13 @@ def run(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
     ]
     targets = [
         _timing.target(
-            f"{name}, {_title(case)}: throughput of theorykit over PyTorch's at least {LEAST_RATIO:g}",
+            f"{task}, {_title(case)}: throughput of theorykit over that of {peer} at least {LEAST_RATIO:g}",
             LEAST_RATIO,
-            ratios["fastest"],
+            ratio,
             at_least=True,
         )
         for case, measured in zip(plan.targets, cases, strict=False)  # the other cases have no figure to reach
-        for name, ratios in measured.get("ratios", {}).items()
+        for task, peer, ratio in _ratios(measured)
     ]
     return {
         "settings": {**plan.budget._asdict(), "dtype": "float32", "noise": NOISE, "sigma": SIGMA},
@@ -305,6 +305,14 @@ def run(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "targets": targets,
     }
+
+
+def _ratios(measured):
+    for task, ratios in measured.get("ratios", {}).items():
+        for way in PASSES:
+            yield task, f"PyTorch by {way}", ratios[way]
+    if "published" in measured:
+        yield "similarity", "the published code", measured["published"]
 
 
 def _title(case):

@@ -10,6 +10,7 @@ import scipy.special
 from compilation import quickly
 
 from theorykit.surrogate import _hierarchy_inference as inference
+from theorykit.surrogate import _hierarchy_passes as passes
 from theorykit.surrogate import hierarchy
 
 # float64, logarithms of sums of at most a few hundred products: the figure asked for.
@@ -116,8 +117,8 @@ def in_blocks(monkeypatch):
             return loop(f, parts)
 
         with monkeypatch.context() as patch:
-            patch.setattr(inference, "_ROWS", BLOCK)
-            patch.setattr(inference, "_block_bytes", lambda: 1)
+            patch.setattr(passes, "_ROWS", BLOCK)
+            patch.setattr(passes, "_block_bytes", lambda: 1)
             patch.setattr(jax.lax, "map", counted)
             program.clear_cache()
             found = quickly(lambda *parts: function(*parts), *arrays)

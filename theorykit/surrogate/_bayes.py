@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from theorykit.surrogate import _hierarchy_inference as inference
+from theorykit.surrogate import _hierarchy_passes as passes
 from theorykit.surrogate._hierarchy_model import (
     Hierarchy,
     Sample,
@@ -233,25 +234,25 @@ def paired_excess(trained: Float[Array, " n"], bayes: Float[Array, " n"]) -> Est
 
 @jax.jit(static_argnames="candidates")
 def _losses(h, samples, noisy, sigma, candidates):
-    prior = inference.log_prior(h)
-    of_image, _ = inference.evidence(h.image, samples.image)
-    of_text, messages = inference.evidence(h.text, samples.text)
+    prior = passes.log_prior(h)
+    image_tree, text_tree = passes.trees(h, len(samples.text))
+    of_image = passes.likelihood(image_tree, samples.image)
+    log_law, of_text = passes.predicted(text_tree, samples.text, prior + of_image)  # (m, S, nodes, n)
 
     groups = samples.text.shape[0] // candidates
     posteriors = (jax.nn.log_softmax(prior + one, axis=0).T for one in (of_image, of_text))
     image, text = (p[: groups * candidates].reshape(groups, candidates, -1) for p in posteriors)
-    scores = inference.scores(h, image, text)  # (groups, K, K)
+    scores = passes.scores(h, image, text)  # (groups, K, K)
     partner = jnp.diagonal(scores, axis1=1, axis2=2)
     sums = (jax.scipy.special.logsumexp(scores, axis=axis) for axis in (1, 2))
     contrastive = jnp.mean(sum(sums) - 2 * partner, axis=1)
 
-    log_law = inference.predicted(h.text, messages, prior + of_image)  # (m, S, nodes, n)
     tokens = jax.nn.one_hot(to_nodes(samples.text, h.text), h.text.shape[-1], axis=1, dtype=bool)
     missed = -jnp.sum(jnp.where(tokens, log_law, 0.0), axis=1)  # (m, nodes, n)
 
-    law = inference.denoised(h.image, noisy, sigma, prior + of_text)
+    means = passes.denoised(image_tree, noisy, sigma, prior + of_text, passes.mean_symbol)
     clean = to_nodes(samples.image, h.image).astype(noisy.dtype)
-    error = jnp.mean((inference.mean_symbol(law) - clean) ** 2, axis=(0, 1))
+    error = jnp.mean((means - clean) ** 2, axis=(0, 1))
     return Losses(contrastive, missed[0, 0], error, jnp.mean(missed, axis=(0, 1)))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from theorykit.surrogate import _hierarchy_inference as inference
+from theorykit.surrogate import _hierarchy_passes as passes
 from theorykit.surrogate._hierarchy_model import check_laws, check_leaves, from_nodes
 
 
@@ -59,7 +59,7 @@ def _check_kernels(kernels, where):
 @jax.jit
 def _beliefs(kernels, leaves):
     # A node's evidence is the sum of what its children say, which the pass to the root has found for all of them.
-    said = [jnp.sum(messages, axis=0) for messages in inference.evidence(kernels, leaves)[1]]  # (S, m^l, n)
+    said = [jnp.sum(messages, axis=0) for messages in passes.evidence(kernels, leaves)[1]]  # (S, m^l, n)
     return tuple(jax.nn.log_softmax(_nodes_in_order(h, kernels[:layer]), axis=2) for layer, h in enumerate(said))
 
 

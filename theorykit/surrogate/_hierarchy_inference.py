@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from theorykit.surrogate import _message_passing as passing
+from theorykit.surrogate import _hierarchy_passes as passes
+from theorykit.surrogate import _message_products as products
 from theorykit.surrogate._hierarchy_model import (
     Hierarchy,
     check_hierarchy,
     check_leaves,
     check_noisy,
     from_nodes,
-    prior_of,
-    to_nodes,
 )
 
 Modality = Literal["image", "text"]
@@ -236,125 +235,62 @@ def check_denoising(h, noisy, sigma, modality, given, where):
         _check_rows(noisy, given, where)
 
 
-def evidence(kernels, leaves):
-    """Log-likelihood of the root, (S, n), and messages of clean leaves (n, m^L)."""
-    return passing.to_root(kernels, *passing.clean(kernels, to_nodes(leaves, kernels)))
-
-
-def log_prior(h):
-    """(S, 1)"""
-    return jnp.log(prior_of(h))[:, None]
-
-
-def scores(h, image, text):
-    """s* from ln P(s | x) (..., n, S) and ln P(s | y) (..., k, S) as (..., n, k)."""
-    return passing.log_products(image, text - log_prior(h).reshape((1,) * (text.ndim - 1) + (-1,)))
-
-
-def denoised(kernels, noisy, sigma, root):
-    """Law of every leaf, (m, S, m^(L-1), n), given its noisy leaves (n, m^L) and what else is known of the root."""
-    seen = passing.noisy_evidence(kernels, to_nodes(noisy, kernels), sigma)
-    _, messages = passing.to_root(kernels, passing.through(kernels[-1], seen))
-    return jax.nn.softmax(seen + passing.to_leaves(kernels, messages, root, causal=False), axis=1)
-
-
-def mean_symbol(law):
-    """(m, S, nodes, n) -> (m, nodes, n)"""
-    return jnp.einsum("isrn,s->irn", law, jnp.arange(law.shape[1], dtype=law.dtype), precision="highest")
-
-
-def predicted(kernels, messages, root):
-    """Log-law of every token given those on its left, (m, S, m^(L-1), n)."""
-    return jax.nn.log_softmax(passing.to_leaves(kernels, messages, root, causal=True), axis=1)
-
-
-def in_blocks(function, h, *arrays):
-    """function(*arrays) of arrays (n, ...) or None, a block of rows at a time; its result has n rows too."""
-    leaves = max(kernels.shape[1] ** kernels.shape[0] for kernels in (h.image, h.text))
-    most = max(_ROWS, _block_bytes() // (leaves * h.image.shape[-1] * h.image.dtype.itemsize))
-    (n,) = {array.shape[0] for array in arrays if array is not None}
-    blocks = -(-n // most)
-    if blocks <= 1:
-        return function(*arrays)
-    rows = -(-n // blocks)
-
-    def split(array):
-        padding = ((0, rows * blocks - n), *((0, 0),) * (array.ndim - 1))
-        return jnp.pad(array, padding, mode="edge").reshape(blocks, rows, *array.shape[1:])
-
-    found = jax.lax.map(lambda part: function(*part), jax.tree.map(split, arrays))
-    return found.reshape(-1, *found.shape[2:])[:n]
-
-
-# Rows below which loops over them are too short to be vectorised well.
-_ROWS = 64
-
-
-def _block_bytes():
-    """Size of one array of messages: about a core's cache, which doubles the speed, or else a bound on memory."""
-    return 2**20 if jax.default_backend() == "cpu" else 2**28
-
-
-def posterior(h, kernels, leaves):
-    """ln P(root | leaves), (n, S)."""
-    return in_blocks(lambda part: jax.nn.log_softmax(log_prior(h) + evidence(kernels, part)[0], axis=0).T, h, leaves)
-
-
 @jax.jit
 def _root_posterior(h, image, text):
-    def of(image, text):
-        total = log_prior(h)
-        for kernels, leaves in ((h.image, image), (h.text, text)):
-            if leaves is not None:
-                total = total + evidence(kernels, leaves)[0]
-        return jax.nn.log_softmax(total, axis=0).T
+    given = [(kernels, leaves) for kernels, leaves in ((h.image, image), (h.text, text)) if leaves is not None]
+    trees = [products.tree(kernels, len(leaves)) for kernels, leaves in given]
 
-    return in_blocks(of, h, image, text)
+    def of(*parts):
+        found = [passes.likelihood(tree, part) for tree, part in zip(trees, parts, strict=True)]
+        return jax.nn.log_softmax(passes.log_prior(h) + sum(found), axis=0).T
+
+    return passes.in_blocks(of, h, *(leaves for _, leaves in given))
 
 
 @jax.jit
 def _similarity(h, image, text):
-    a, b = posterior(h, h.image, image), posterior(h, h.text, text)
-    return jax.scipy.special.logsumexp(a + b - log_prior(h).T, axis=1)
+    a, b = passes.posterior(h, h.image, image), passes.posterior(h, h.text, text)
+    return jax.scipy.special.logsumexp(a + b - passes.log_prior(h).T, axis=1)
 
 
 @jax.jit
 def _similarities(h, image, text):
-    return scores(h, posterior(h, h.image, image), posterior(h, h.text, text))
+    return passes.scores(h, passes.posterior(h, h.image, image), passes.posterior(h, h.text, text))
 
 
-def _law_of_leaves(h, noisy, sigma, modality, given):
-    own, other = (h.image, h.text) if modality == "image" else (h.text, h.image)
-    root = jnp.broadcast_to(log_prior(h), (own.shape[-1], noisy.shape[0]))
-    if given is not None:
-        root = root + evidence(other, given)[0]
-    return own, denoised(own, noisy, sigma, root)
+def _of_leaves(h, noisy, sigma, modality, given, of):
+    """of(weights) of the leaves of `denoised`, in blocks, from left to right: (n, m^L, ...)."""
+    own, other = passes.trees(h, len(noisy))
+    if modality == "text":
+        own, other = other, own
+
+    def block(noisy, given):
+        root = jnp.broadcast_to(passes.log_prior(h), (own.kernels.shape[-1], len(noisy)))
+        if given is not None:
+            root = root + passes.likelihood(other, given)
+        return from_nodes(passes.denoised(own, noisy, sigma, root, of), own.kernels)
+
+    return passes.in_blocks(block, h, noisy, given)
 
 
 @jax.jit(static_argnames="modality")
 def _leaf_posterior(h, noisy, sigma, modality, given):
-    def of(noisy, given):
-        kernels, law = _law_of_leaves(h, noisy, sigma, modality, given)
-        return from_nodes(law, kernels)
-
-    return in_blocks(of, h, noisy, given)
+    return _of_leaves(h, noisy, sigma, modality, given, passes.law)
 
 
 @jax.jit(static_argnames="modality")
 def _denoise(h, noisy, sigma, modality, given):
-    def of(noisy, given):
-        kernels, law = _law_of_leaves(h, noisy, sigma, modality, given)
-        return from_nodes(mean_symbol(law)[:, None], kernels)[..., 0]
-
-    return in_blocks(of, h, noisy, given)
+    return _of_leaves(h, noisy, sigma, modality, given, lambda weights: passes.mean_symbol(weights)[:, None])[..., 0]
 
 
 @jax.jit
 def _next_token(h, text, image):
-    def of(text, image):
-        root = jnp.broadcast_to(log_prior(h), (h.text.shape[-1], text.shape[0]))
-        if image is not None:
-            root = root + evidence(h.image, image)[0]
-        return from_nodes(predicted(h.text, evidence(h.text, text)[1], root), h.text)
+    of_image, of_text = passes.trees(h, len(text))
 
-    return in_blocks(of, h, text, image)
+    def of(text, image):
+        root = jnp.broadcast_to(passes.log_prior(h), (h.text.shape[-1], len(text)))
+        if image is not None:
+            root = root + passes.likelihood(of_image, image)
+        return from_nodes(passes.predicted(of_text, text, root)[0], h.text)
+
+    return passes.in_blocks(of, h, text, image)

@@ -99,6 +99,13 @@ def noisy_evidence(kernels: jax.Array, leaves: jax.Array, sigma: jax.Array) -> j
     return symbols * (leaves[:, None] - symbols / 2) / sigma**2
 
 
+def noisy_weights(kernels: jax.Array, leaves: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The same as weights of the symbols, one for the nearest: e^(evidence - that of the nearest)."""
+    symbols = jnp.arange(kernels.shape[-1], dtype=kernels.dtype)[None, :, None, None]
+    nearest = jnp.clip(jnp.round(leaves), 0, kernels.shape[-1] - 1)[:, None]
+    return jnp.exp((symbols - nearest) * ((leaves[:, None] - (symbols + nearest) / 2) * (1 / sigma**2)))
+
+
 def to_root(kernels: jax.Array, messages: jax.Array, h: jax.Array | None = None) -> tuple[jax.Array, list[jax.Array]]:
     """Log-likelihood of the root, (S, n), and the messages of all edges, the first layer's first.
 

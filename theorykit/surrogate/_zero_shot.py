@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from theorykit import _random
-from theorykit.surrogate import _hierarchy_inference as inference
+from theorykit.surrogate import _hierarchy_passes as passes
 from theorykit.surrogate import _message_passing as passing
 from theorykit.surrogate._hierarchy_model import (
     Hierarchy,
@@ -102,15 +102,15 @@ def sample_prompts(h: Hierarchy, key: Key[Array, ""], prompts: int) -> Int[Array
 
 @jax.jit
 def _zero_shot(h, image):
-    root = inference.posterior(h, h.image, image).T
+    root = passes.posterior(h, h.image, image).T
     return jax.nn.log_softmax(passing.first_leaf(h.text, root), axis=0).T
 
 
 @jax.jit
 def _zero_shot_with_prompts(h, image, prompts):
-    of_images = inference.posterior(h, h.image, image)
-    of_prompts = inference.posterior(h, h.text, prompts.reshape(-1, prompts.shape[2]))
-    ratios = inference.scores(h, of_images, of_prompts).reshape(-1, *prompts.shape[:2])
+    of_images = passes.posterior(h, h.image, image)
+    of_prompts = passes.posterior(h, h.text, prompts.reshape(-1, prompts.shape[2]))
+    ratios = passes.scores(h, of_images, of_prompts).reshape(-1, *prompts.shape[:2])
     pooled = jax.scipy.special.logsumexp(ratios, axis=2)
     return jax.nn.log_softmax(jnp.log(_classes(h))[None] + pooled, axis=1)
 
