@@ -78,6 +78,7 @@ __all__ = [
     "encoder",
     "hierarchies",
     "initial",
+    "mixed",
     "one_hot",
     "pairwise",
     "score_table",
@@ -111,6 +112,7 @@ def train_clip(
     steps,
     candidates=4,
     guidance=None,
+    mixed=None,
     gates=None,
     metrics=None,
     metric_steps=(),
@@ -128,6 +130,8 @@ def train_clip(
         within groups.
     guidance : (members,), optional
         Weights of the message-supervised loss.
+    mixed : (members,), optional
+        0 or 1: with 1 a member is supervised by the messages of other samples, which tell it nothing.
     gates : (members, blocks), optional
         Of the residual branches of each block, see `encoders.Transformer`.
     metrics, metric_steps, **options
@@ -142,6 +146,7 @@ def train_clip(
         raise ValueError(f"candidates are {candidates}; give divisors of the batch of {size.batch} pairs")
     if guided:
         data["guidance"] = jnp.asarray(guidance, jnp.float32)
+        data["mixed"] = jnp.zeros(members) if mixed is None else jnp.asarray(mixed, jnp.float32)
     if gates is not None:
         data["gates"] = jnp.asarray(gates, jnp.float32)
     loss, rows = _loss(size, head, guided, same), to_rows(start(size, head, keys))
@@ -253,6 +258,11 @@ def ancestors(size, kernels, leaves):
     return jnp.stack([jnp.exp(jnp.repeat(found[l], size.leaves // size.arity**l, axis=1)) for l in wanted])
 
 
+def mixed(by, messages):
+    """Messages (blocks, n, ...) of each sample, or where `by` is 1 of the one before it."""
+    return jnp.where(by > 0, jnp.roll(messages, 1, axis=1), messages)
+
+
 @one_object
 def _batches(size, guided):
     def one(step, data):
@@ -263,7 +273,7 @@ def _batches(size, guided):
         if guided:
             for modality in MODALITIES:
                 kernels = getattr(data["hierarchy"], modality)
-                batch[f"beliefs_{modality}"] = ancestors(size, kernels, batch[modality])
+                batch[f"beliefs_{modality}"] = mixed(data["mixed"], ancestors(size, kernels, batch[modality]))
         return batch
 
     every = jax.jit(jax.vmap(one, (None, 0)))  # traced once

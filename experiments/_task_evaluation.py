@@ -103,6 +103,38 @@ def measure(size, cells, gates, n, images, pool):
     return jax.lax.map(one, cells)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "n", "pool"))
+def along(size, tests, trains, pairs, networks, keys, n, pool):
+    """Losses less those of Bayes by `tests` on the same samples, (cells, checkpoints, n), of one member by name.
+
+    tests, trains : Hierarchy (cells, ...) of the samples, and of training, which gives the prompts
+    pairs, networks : rows (cells, checkpoints, numbers), and by task; the networks have all their blocks
+    """
+
+    def one(cell):
+        test, train, pairs, networks, key = cell
+        keys = jax.random.split(jax.random.wrap_key_data(key), 3)
+        samples = hierarchy.sample(test, keys[0], n)
+        noisy = samples.image + models.SIGMA * jax.random.normal(keys[1], samples.image.shape)
+        bayes = hierarchy.bayes_losses(test, samples, noisy, models.SIGMA, candidates=CANDIDATES)
+        prior, texts = classes(train), hierarchy.sample_prompts(train, keys[2], pool).reshape(-1, size.leaves)
+
+        def of_pair(row):
+            pair = jax.tree.map(lambda a: a[None], models.tree_of(size)(row))
+            f = clip.embed(size, models.HEAD, pair, "image", samples.image)[0]
+            g = clip.embed(size, models.HEAD, pair, "text", jnp.concatenate([samples.text, texts]))[0]
+            law = classify(f, g[n:].reshape(size.alphabet, pool, -1), prior)
+            return contrastive(f, g[:n]), -jnp.take_along_axis(law, samples.text[:, :1], axis=1)[:, 0]
+
+        found = dict(zip(("contrastive", "zero_shot"), jax.lax.map(of_pair, pairs), strict=True))
+        for task, rows in networks.items():
+            blank = jnp.ones((len(rows), size.blocks))
+            found[task] = _conditional(size, task, rows, blank, samples, noisy)[:-1]
+        return {task: losses - getattr(bayes, task)[None] for task, losses in found.items()}
+
+    return jax.lax.map(one, (tests, trains, pairs, networks, keys))
+
+
 def _conditional(size, task, rows, gates, samples, noisy):
     """Losses (variants + 1, n)."""
     seen, given = models.shown(size, task, samples, noisy), getattr(samples, models.GIVEN[task])

@@ -13,9 +13,9 @@ import numpy as np
 from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_models as models
-from experiments._training import checkpoints
+from experiments._training import checkpoints, parameters
 
-VARIANTS = ("standard", "guided", "shallow", "joint")  # a Config names the first few, see `check_variants`
+VARIANTS = ("standard", "guided", "shallow", "misguided", "joint")  # a Config names the first few, see `check_variants`
 
 
 def check_variants(variants):
@@ -54,7 +54,10 @@ def _variant(config, name):
     blocks = config.size.blocks
     gates = jnp.zeros(blocks).at[0].set(1.0) if name == "shallow" else jnp.ones(blocks)
     # Guidance 1: plain sum of two losses, both of order one; never tuned.
-    return models.Variant(*(jnp.asarray(name == which, jnp.float32) for which in ("guided", "joint")), gates)
+    guidance, joint, mixed = (
+        jnp.asarray(name in which, jnp.float32) for which in (("guided", "misguided"), ("joint",), ("misguided",))
+    )
+    return models.Variant(guidance, joint, mixed, gates)
 
 
 def gates_of(config, variants):
@@ -75,16 +78,31 @@ def check_memory(config):
         models.check_memory(config.size, task, hs, keys, variant, config.steps)
 
 
-def blank(config):
-    """Rows of zeros in the form of trained pairs and networks."""
-    levels = len(config.levels)
-    of_pairs = jnp.zeros((len(pairs_of(config)) * levels, models.row_length(config.size)))
-    rows = {task: models.row_length(config.size, task) for task in config.conditional}
-    return of_pairs, {task: jnp.zeros((len(config.variants) * levels, length)) for task, length in rows.items()}
+def blank(config, kept):
+    """Zeros in the form of what is kept of trained pairs and networks, see `_kept`."""
+    levels, lengths = len(config.levels), [models.row_length(config.size, task) for task in (None, *config.conditional)]
+    if kept == "rows":
+        counts = [(len(variants) * levels,) for variants in (pairs_of(config), *[config.variants] * len(lengths[1:]))]
+    else:
+        all_steps = [config.pair_steps, *[config.steps] * len(lengths[1:])]
+        counts = [(len(checkpoints_of(config, steps)), levels) for steps in all_steps]
+    of_pairs, *of_networks = (jnp.zeros((*count, length)) for count, length in zip(counts, lengths, strict=True))
+    return of_pairs, dict(zip(config.conditional, of_networks, strict=True))
+
+
+def checkpoints_of(config, steps):
+    """Numbers of steps after which standard members are kept; the last ones are all of them."""
+    return (*(step for step in config.checkpoints if step < steps), steps)
+
+
+def _kept(run, levels):
+    """Rows of all members at the end, and of the standard ones, the first, at checkpoints (checkpoints, levels)."""
+    along = np.asarray(run.metrics)[:, :levels]
+    return {"rows": np.asarray(run.params), "along": along}
 
 
 def train_pairs(config, seed):
-    """CLIP pairs of all variants and levels, rows (members, numbers)."""
+    """CLIP pairs of all variants and levels, rows (members, numbers), and along training, see `_kept`."""
     hs, keys, variant = members(config, seed, pairs_of(config))
     run = clip.train_clip(
         config.size,
@@ -94,15 +112,18 @@ def train_pairs(config, seed):
         steps=config.pair_steps,
         candidates=evaluation.CANDIDATES,
         guidance=variant.guidance if "guided" in config.variants else None,
+        mixed=variant.mixed,
         gates=variant.gates,
+        metrics=clip.to_rows,
+        metric_steps=checkpoints_of(config, config.pair_steps),
         mesh=_mesh(len(keys)),
         **checkpoints(f"pairs-{seed}-training", len(keys) * config.pair_steps),
     )
-    return np.asarray(clip.to_rows(run.params))
+    return _kept(run._replace(params=clip.to_rows(run.params)), len(config.levels))
 
 
 def train_network(config, seed, task, pairs):
-    """Members of a task; without pairs, an empty result, and a compiled program."""
+    """Members of a task as in `train_pairs`; without pairs, an empty result, and a compiled program."""
     hs, keys, variant = members(config, seed, config.variants)
     fresh = clip.start(config.size, models.HEAD, keys)[models.GIVEN[task]]
     encoder = fresh
@@ -110,7 +131,7 @@ def train_network(config, seed, task, pairs):
         # The joint members, the last, begin with the encoders from which the standard pairs began.
         trained = jax.vmap(models.tree_of(config.size))(pairs)[models.GIVEN[task]]
         encoder = jax.tree.map(lambda new, a: jnp.concatenate([a, new[len(a) :]]), fresh, trained)
-    rows = models.train(
+    run = models.train(
         config.size,
         task,
         hs,
@@ -120,6 +141,8 @@ def train_network(config, seed, task, pairs):
         config.steps,
         compile_only=pairs is None,
         mesh=_mesh(len(keys)),
+        metrics=parameters,
+        metric_steps=(0,) if pairs is None else checkpoints_of(config, config.steps),
         **({} if pairs is None else checkpoints(f"{task}-{seed}-training", len(keys) * config.steps)),
     )
-    return np.asarray(rows)
+    return _kept(run, len(config.levels))

@@ -18,6 +18,7 @@ What may differ between members of one program: keys, hierarchies, and the numbe
                b < B, at each leaf, with the upward message of the leaf's ancestor in layer L - ceil(b L / B): the law
                of the ancestor given the leaves below it that the task has shown so far, under a uniform prior. The
                last block is supervised by the task itself. The weight of guided members is 1, see `_task_members`.
+    mixed      0: the messages are those of the sample; 1: those of another sample of the batch
     gates      (B,) of the residual branches of each block, of encoder and network
 
 Source: Oko, Lin, Cai, Mei (arXiv 2501.04641) for the tasks and the kinds of training.
@@ -48,6 +49,7 @@ class Variant(NamedTuple):
 
     guidance: jax.Array
     joint: jax.Array
+    mixed: jax.Array
     gates: jax.Array
 
 
@@ -168,8 +170,9 @@ def _batches(size, task, guided):
         samples = hierarchy.sample(h, for_samples, size.batch)
         noisy = samples.image + SIGMA * jax.random.normal(for_noise, samples.image.shape)
         seen = shown(size, task, samples, noisy)
-        batch = {"variant": data["variant"], "samples": samples, "given": getattr(samples, GIVEN[task]), "seen": seen}
-        return batch | {"messages": messages(size, task, h, seen)} if guided else batch
+        variant = data["variant"]
+        batch = {"variant": variant, "samples": samples, "given": getattr(samples, GIVEN[task]), "seen": seen}
+        return batch | {"messages": clip.mixed(variant.mixed, messages(size, task, h, seen))} if guided else batch
 
     return lambda key, data: jax.vmap(functools.partial(one, jax.random.bits(key)))(data)
 
@@ -221,7 +224,7 @@ def check_memory(size, task, hs, keys, variant, steps):
 
 
 def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, **options):
-    """Train the members; their parameters as rows (members, numbers), see `tree_of`.
+    """Train the members; the Run, with their parameters as rows (members, numbers), see `tree_of`.
 
     Members with equal keys begin with equal networks, and see the same uniform numbers.
 
@@ -237,4 +240,4 @@ def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, 
     told = {**dataclasses.asdict(size), "task": task, "all steps": steps}
     done = 0 if compile_only else steps
     run = training.train(*arrays, steps=done, key=key, settings=told, **settings, **options)
-    return finished(run, f"the training of {task}", options.get("checkpoint")).params
+    return finished(run, f"the training of {task}", options.get("checkpoint"))

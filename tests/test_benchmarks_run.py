@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Those of the kernel and of the import are tested piece by piece in test_benchmarks.
-BENCHMARKS = ["hierarchy", "search_exact", "search_gpu", "search_graph", "spectral", "surrogate_risk", "training"]
+BENCHMARKS = [
+    "hierarchy",
+    "learned_gpu",
+    "search_exact",
+    "search_gpu",
+    "search_graph",
+    "spectral",
+    "surrogate_risk",
+    "training",
+]
 NEEDED = {"search_exact": "faiss"}  # without this peer nothing is measured
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +14,7 @@ from compilation import quickly
 from experiments import _hierarchy_clip as clip
 from experiments import _hierarchy_exact as exact
 from experiments import _sample_sets as sets
+from experiments import _sampled_gap as sampled
 from experiments import _task_evaluation as evaluation
 from experiments import _task_members as members
 from experiments import _task_models as models
@@ -232,7 +234,7 @@ def test_the_sum_over_members_has_the_value_and_the_gradient_of_a_plain_sum(x64)
 def test_members_of_equal_key_and_noise_see_equal_batches():
     hs = quickly(lambda key: clip.hierarchies(SIZE, key, [0.3, 0.3, 0.3, 0.6]), jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 2)[jnp.asarray([0, 0, 1, 0])]
-    variant = models.Variant(jnp.arange(4.0), jnp.zeros(4), jnp.ones((4, SIZE.blocks)))
+    variant = models.Variant(jnp.arange(4.0), jnp.zeros(4), jnp.zeros(4), jnp.ones((4, SIZE.blocks)))
     data = {"key": jax.random.key_data(keys), "hierarchy": hs, "variant": variant}
     draw = models._batches(SIZE, "denoising", True)
     batches = quickly(lambda keys: jax.vmap(lambda key: draw(key, data))(keys), jax.random.split(jax.random.key(3)))
@@ -242,6 +244,40 @@ def test_members_of_equal_key_and_noise_see_equal_batches():
     for other in (samples.text[0, 2], samples.text[0, 3], samples.text[1, 0]):  # key, noise, step
         assert np.any(other != samples.text[0, 0])
     assert_same(samples.root[:, 3], samples.root[:, 0])  # members of one key are paired also where the noise differs
+
+
+def test_mixed_messages_are_those_of_another_sample_of_the_batch():
+    messages = np.random.default_rng(0).random((2, SIZE.batch, T, S), np.float32)
+    assert_same(clip.mixed(jnp.float32(0.0), messages), messages)
+    assert_same(clip.mixed(jnp.float32(1.0), messages)[:, 1:], messages[:, :-1])
+
+
+def test_gaps_from_draws_are_those_of_a_list_of_all_candidates():
+    random = np.random.default_rng(0)
+    law, table, k = random.gamma(2.0, size=(3, 4)), random.normal(size=(3, 4)), 3
+    law /= law.sum()
+    p, q = law.sum(axis=1), law.sum(axis=0)
+    lists = np.indices((4,) * k).reshape(k, -1)
+    model = np.exp(table) / (np.exp(table) @ q)[:, None]
+    true, said = (ratio[:, lists].mean(axis=1) for ratio in (law / p[:, None] / q[None, :], model))
+    exact = p @ (true * np.log(true / said)) @ np.prod(q[lists], axis=0)
+    found = [sampled.gap(law, table, k, 2048, [seed]) for seed in range(32)]
+    error = np.std(found, ddof=1) / math.sqrt(len(found))
+    assert error < exact / 50
+    assert abs(np.mean(found) - exact) < 4 * error
+
+
+@pytest.mark.slow
+def test_excesses_along_training_are_those_of_the_measurement_of_the_same_members():
+    h = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], tree())
+    rows, keys = clip.to_rows(pairs())[:, None], jax.random.key_data(jax.random.split(jax.random.key(7), 1))
+    cell = evaluation.Cell(h, h, h, rows, {}, keys)
+    whole = evaluation.measure(SIZE, cell, {"pairs": jnp.ones((1, SIZE.blocks))}, 8 * K, 8, 8)
+    found = evaluation.along(SIZE, h, h, rows, {}, keys, 8 * K, 8)
+    assert set(found) == {"contrastive", "zero_shot"}
+    for task, excess in found.items():
+        # float32: differences of losses of order one.
+        np.testing.assert_allclose(excess, whole[task] - whole[f"bayes/{task}"][:, None], atol=1e-5)
 
 
 def test_groups_of_stored_pairs_hold_none_twice_and_batches_use_all_equally_often():
@@ -261,20 +297,20 @@ def test_groups_of_stored_pairs_hold_none_twice_and_batches_use_all_equally_ofte
 
 @pytest.mark.slow
 def test_members_are_trained_alone_and_as_their_variant_says():
-    variants, task = ("standard", "standard", "guided", "shallow", "joint"), "denoising"
+    variants, task = ("standard", "standard", "guided", "shallow", "misguided", "joint"), "denoising"
     config = SimpleNamespace(size=SIZE, levels=(0.3,))
     hs, keys, variant = members.members(config, 0, variants)
     encoder = clip.start(SIZE, models.HEAD, keys)[models.GIVEN[task]]
     train = functools.partial(models.train, SIZE, task, hs, keys, variant, steps=5, progress=False)
-    rows = train(encoder=encoder)
-    assert_same((rows, rows[0]), (train(encoder=encoder), rows[1]))
-    assert np.all(np.isfinite(rows)) and len({np.asarray(row).tobytes() for row in rows}) == 4
+    rows = train(encoder=encoder).params
+    assert_same((rows, rows[0]), (train(encoder=encoder).params, rows[1]))
+    assert np.all(np.isfinite(rows)) and len({np.asarray(row).tobytes() for row in rows}) == len(variants) - 1
     begun = quickly(lambda keys, encoder: models.start(SIZE, task, keys, encoder), keys, encoder)
     for i, name in enumerate(variants):
         old, new = jax.tree.map(lambda a, i=i: a[i], begun), models.tree_of(SIZE, task)(rows[i])
         moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), old, new)
         assert (max(jax.tree.leaves(moved["encoder"])) > 0) == (name == "joint")
-        assert (moved["read_out"] > 0) == (name == "guided")
+        assert (moved["read_out"] > 0) == (name in ("guided", "misguided"))
         # Another compilation of the start rounds otherwise; a step of Adam moves by about the learning rate.
         second = [most for part, most in moved["network"]["params"].items() if part.endswith("_1")]
         assert (max(jax.tree.leaves(second)) > SIZE.learning_rate / 100) == (name != "shallow")

@@ -1,6 +1,10 @@
 """What the learned experiments do before long trainings, and after one that ended too early."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,8 +16,36 @@ from experiments import _task_members as members
 from experiments import _training, learned_tasks
 from theorykit import _checkpoint, _training_memory, results, training
 
+ROOT = Path(__file__).parent.parent
 SIZE = clip.Size(alphabet=3, depth=1, arity=2, width=4, blocks=1, heads=1, batch=8, warm_up=2)
 MIB = 2**20
+# A process of its own, since jax fixes the number of devices at its start. The accelerator's form of the sum over
+# members is the one that meets several devices outside of tests.
+ON_TWO_DEVICES = """
+import json
+
+import jax
+import numpy as np
+
+from experiments import _hierarchy_clip as clip
+from experiments import _task_members as members
+from experiments import learned_tasks
+
+jax.default_backend = lambda: "gpu"
+size = clip.Size(alphabet=3, depth=1, arity=2, width=4, blocks=1, heads=1, batch=8, warm_up=2)
+config = learned_tasks.Config(size=size, variants=("standard",), levels=(0.1, 0.2), pair_steps=5, checkpoints=(0,))
+meshes, kept = [], members._mesh
+members._mesh = lambda count: meshes.append(kept(count)) or meshes[-1]
+together = members.train_pairs(config, 0)
+members._mesh = lambda count: None
+alone = members.train_pairs(config, 0)
+far = lambda a, b: float(np.max(np.abs(a - b)))
+print(json.dumps({
+    "devices": [mesh.size for mesh in meshes],
+    "moved": far(alone["rows"], alone["along"][0]),
+    "difference": far(alone["rows"], together["rows"]),
+}))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +95,21 @@ def test_members_are_divided_over_as_many_devices_as_go(monkeypatch):
         monkeypatch.setattr(jax, "devices", lambda count=devices: list(range(count)))
         monkeypatch.setattr(jax, "make_mesh", lambda shape, names, devices: shape[0])
         assert members._mesh(count) == expected
+
+
+@pytest.mark.slow
+def test_members_trained_on_two_devices_are_those_trained_on_one():
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"  # compiles in half the time
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", ON_TWO_DEVICES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == [2]
+    # A member is computed by one device, by the same sums; only the compiler may order them otherwise. Rounding by some
+    # eps of a gradient moves Adam's step by as much of the rate, and parameters of order 1 are rounded at each step.
+    rounding = 64 * float(np.finfo(np.float32).eps)
+    assert found["difference"] <= rounding and found["moved"] > 100 * rounding, found
 
 
 @pytest.mark.slow

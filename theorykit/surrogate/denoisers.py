@@ -118,7 +118,7 @@ def _denoised(joint, score, points, g):
     used = q > 0
     best = mean(jnp.where(used[None, :], truth, 0.0))
     model = mean(jnp.where(used[None, :], log_p[:, None] + score, 0.0))
-    density = jnp.einsum("zx,xy->zy", jnp.exp(log_noise), joint, precision="highest") * (z[1] - z[0])
+    density = jnp.einsum("zx,xy->zy", jnp.exp(log_noise), joint, precision="highest") * ((high - low) / (_NODES - 1))
     excess = jnp.sum(jnp.where(density > 0, density * (best - model) ** 2, 0.0))
     second = jnp.sum(p * points**2)
     bayes = second - jnp.sum(density * best**2)
