@@ -1,11 +1,13 @@
 """Search by a graph: what it finds, that it does not depend on batches, masks, and every degenerate input."""
 
+import re
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from theorykit.search import _beam, _transform
 from theorykit.search.exact import knn
@@ -104,6 +106,23 @@ def test_inside_jit_a_graph_is_an_argument_and_the_answer_the_same():
     same(jax.jit(partial(query_graph, k=10))(graph, QUERIES), query_graph(graph, QUERIES, 10))
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_search_is_lowered_for_accelerators_with_exact_products(platform):
+    program = export.export(jax.jit(partial(query_graph, k=10)), platforms=[platform])(graph_of("cosine"), QUERIES)
+    text = program.mlir_module()
+    products = re.findall(r"stablehlo\.dot_general.*", text)
+    assert len(products) == 2 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+    # Only the candidates, k and 16 more, are sorted.
+    sorts = re.findall(r'"stablehlo\.sort".*?\}\) : \(tensor<64x(\d+)x', text, re.DOTALL)
+    assert sorts == ["26"]
+    assert [str(shape.shape) for shape in program.out_avals] == ["(100, 10)"] * 2
+
+
+def test_the_table_of_a_graph_holds_the_codes_of_its_entry_points():
+    graph = graph_of("cosine")
+    np.testing.assert_array_equal(graph.table.T, np.asarray(graph.codes, np.float32)[np.asarray(graph.entries)])
+
+
 def test_a_graph_is_a_pytree_of_arrays_with_a_metric():
     leaves, structure = jax.tree.flatten(graph_of("ip"))
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
@@ -113,7 +132,7 @@ def test_a_graph_is_a_pytree_of_arrays_with_a_metric():
 def test_distances_are_exact_integers_whatever_is_computed_together():
     codes = _transform.encode(jnp.asarray(BASE), "l2", "int8")
     integers, factor = _transform.integer_queries(jnp.asarray(QUERIES), codes.centre, codes.steps, codes.finest, "l2")
-    found = _transform.integer_distances(integers, factor, codes.codes, codes.half_norms[None])
+    found = _transform.integer_distances(integers, factor, codes.codes.T, codes.half_norms[None])
     products = np.asarray(integers, np.int64) @ np.asarray(codes.codes, np.int64).T
     half_norms = np.round(np.asarray(codes.half_norms)[None] * np.asarray(factor)).astype(np.int64)
     np.testing.assert_array_equal(np.asarray(found), half_norms - products)
@@ -125,10 +144,10 @@ def test_integer_distances_have_the_order_of_the_distances_at_every_scale(scale)
     base, queries = jnp.asarray(BASE * np.float32(scale)), jnp.asarray(QUERIES * np.float32(scale))
     codes = _transform.encode(base, "l2", "int8")
     integers, factor = _transform.integer_queries(queries, codes.centre, codes.steps, codes.finest, "l2")
-    found = np.asarray(_transform.integer_distances(integers, factor, codes.codes, codes.half_norms[None]), np.float64)
+    found = _transform.integer_distances(integers, factor, codes.codes.T, codes.half_norms[None])
     true = np.sum((BASE[None].astype(np.float64) - QUERIES[:, None]) ** 2, -1)
     # Both up to a factor and a constant of each query. Rounding to 255 codes moves a row by a 400th of its range.
-    for own, wanted in zip(found, true, strict=True):
+    for own, wanted in zip(np.asarray(found, np.float64), true, strict=True):
         assert np.corrcoef(own, wanted)[0, 1] > 0.999
 
 
@@ -146,6 +165,10 @@ def test_where_few_rows_pass_the_mask_they_are_compared_exactly():
     graph, generator = graph_of("l2"), np.random.default_rng(3)
     mask = generator.random(2400) < 0.05
     same(query_graph(graph, QUERIES[:8], 10, mask=mask), knn(BASE, QUERIES[:8], 10, mask=mask))
+    same(
+        query_graph(graph_of("cosine"), QUERIES[:8], 10, mask=mask),
+        knn(BASE, QUERIES[:8], 10, metric="cosine", mask=mask),
+    )
     each = generator.random((8, 2400)) < np.where(np.arange(8) % 2, 0.05, 0.5)[:, None]
     found = query_graph(graph, QUERIES[:8], 10, mask=each)
     odd = jax.tree.map(lambda array: array[1::2], found)

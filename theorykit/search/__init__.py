@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["exact", "graph", "select", "shard", "store"],
     submod_attrs={
         "exact": ["knn", "knn_graph", "rerank"],
-        "graph": ["Graph", "build_graph", "extend", "query_graph"],
+        "graph": ["Graph", "ShardedGraph", "build_graph", "extend", "query_graph"],
         "store": ["load", "save"],
     },
 )

@@ -38,16 +38,14 @@ def rows_of(array, ids):
 
 def search(graph, queries, count, k, beam, mask, chunk):
     """The k rows found for each of the first `count` queries; q is a multiple of the chunk, and the graph has a row."""
-    n = graph.neighbours.shape[0]
     # As many places to begin as visits, so that a beam that holds all rows begins everywhere.
     seeds = _in_stripes(min(beam, graph.entries.shape[0]))
-    entries = jnp.pad(graph.entries, (0, -graph.entries.shape[0] % seeds), constant_values=n)
-    table = (entries, rows_of(graph.codes, entries).astype(jnp.float32), rows_of(graph.half_norms, entries))
+    half_norms = rows_of(graph.half_norms, graph.entries)
 
     def answer(i, found):
         here = partial(lax.dynamic_slice_in_dim, start_index=i * chunk, slice_size=chunk)
         own = here(mask) if mask is not None and mask.ndim == 2 else mask
-        new = _answer(graph, table, here(queries), own, k=k, beam=beam, seeds=seeds)
+        new = _answer(graph, half_norms, here(queries), own, k=k, beam=beam, seeds=seeds)
         return tuple(
             lax.dynamic_update_slice_in_dim(all_, part, i * chunk, 0) for all_, part in zip(found, new, strict=True)
         )
@@ -60,7 +58,7 @@ def _in_stripes(count):
     return STRIPES * -(-count // STRIPES)
 
 
-def _answer(graph, table, queries, mask, *, k, beam, seeds):
+def _answer(graph, entry_half_norms, queries, mask, *, k, beam, seeds):
     n, degree = graph.neighbours.shape
     chunk = queries.shape[0]
     if graph.metric == "cosine":
@@ -72,17 +70,17 @@ def _answer(graph, table, queries, mask, *, k, beam, seeds):
 
     compared = k + max(k, SPARE)
     steps = -(-beam // WIDTH)
-    per_phase = min(steps, -(-max(ROOM, ROOM_IN_BEAMS * beam) // (WIDTH * degree)))
-    phases = -(-steps // per_phase)
+    phases = -(-steps // -(-max(ROOM, ROOM_IN_BEAMS * beam) // (WIDTH * degree)))
+    per_phase = -(-steps // phases)
     room = _in_stripes(per_phase * WIDTH * degree)
     # What a cut keeps: the beam, and what may be found, which a mask can make a different set.
     kept = (_in_stripes(max(beam, compared)), 0 if mask is None else _in_stripes(compared))
     held = seeds if phases == 1 else max(seeds, sum(kept))
 
-    entries, codes, half_norms = table
-    entries = jnp.broadcast_to(entries[None], (chunk, entries.shape[0]))
-    keys, ids = _minima(keys_of(entries, codes, half_norms[None]), entries, seeds, n)
-    pool = _widened(keys, ids, held + room, n)
+    entries = jnp.broadcast_to(graph.entries[None], (chunk, graph.entries.shape[0]))
+    keys = keys_of(entries, graph.table, entry_half_norms[None])
+    whole = seeds * -(-graph.entries.shape[0] // seeds)
+    pool = _widened(*_minima(*_widened(keys, entries, whole, n), seeds, n), held + room, n)
     visited = jnp.full((chunk, phases * per_phase * WIDTH), n, jnp.int32)
 
     def step(i, state):
@@ -181,7 +179,10 @@ def _least(order, keys, ids, count):
 def _compare(graph, queries, ids, k):
     """The k nearest of the rows `ids` by exact distances, ascending, ties by the lower id."""
     n = graph.neighbours.shape[0]
-    distances = pair_distances(graph.metric, queries[:, None, :], rows_of(graph.base, ids))
+    rows = rows_of(graph.base, ids.reshape(-1))
+    if graph.metric == "cosine":
+        rows = unit_rows(rows)
+    distances = pair_distances(graph.metric, queries[:, None, :], rows.reshape(*ids.shape, -1))
     distances = jnp.where(ids < n, distances, jnp.inf)
     distances, ids = lax.sort((distances, ids), dimension=1, num_keys=2)
     missing = ((0, 0), (0, max(0, k - ids.shape[1])))

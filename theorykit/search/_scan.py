@@ -8,16 +8,19 @@ is, up to a constant of the query, a lower bound of the distance as `pair_distan
 cover all rounding of the product (Higham 2002, section 3.1: an inner product of d terms, in any order, is within
 d u sum |q_i x_i|, u = 2^-24). Then
 
-1. tiles of products stay in the cache, and only the minimum of s over every block of rows is kept;
-2. the m > k blocks with the smallest minima are gathered and their distances computed directly;
+1. tiles of products stay in the cache; only the minima of s over blocks of rows and over groups of blocks are kept;
+2. the m > k blocks with the smallest minima, which lie in the m groups with the smallest, are gathered and their
+   distances computed directly;
 3. every other row is at least as far as the next minimum says. If that is beyond the k-th distance found, the answer
-   is proved; queries without proof are compared with all rows directly.
+   is proved. Where the processor multiplies bfloat16, such products come first, and queries without proof go through
+   the same steps with float32. Those still without are compared with all rows directly.
 
 So the answer depends neither on tiles nor on devices nor on the precision of the products. Where rows and queries are
 multiples of one power of two, and few enough bits, all products are exact: then no margin is needed, and ties, which
 such data are full of, need no second pass either. Derivation: the margins stand at `_frame`.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -34,24 +37,34 @@ ROUNDOFF = 2.0**-24
 # products it is 2e-3: for data of dimension D in which distances are a tenth of the squared norms, k D / 2 rows in a
 # hundred lie there, a few for k = 10.
 SPARE, SPARE_REDUCED = 6, 22
-# Queries that are redone together.
-REDONE = 8
+# Queries that are redone together: with products of float32, where fewer columns take longer for each and more would
+# often be computed for nothing, and directly.
+REFINED, REDONE = 128, 8
+# Queries whose candidates are gathered together: one alone takes a quarter longer or more, eight take as long each.
+GATHERED = 4
 
 
 class Plan(NamedTuple):
-    """Sizes of a program; all numbers of rows and queries are multiples of them."""
+    """Sizes of a program.
+
+    The number of queries is a multiple of chunk, the number of rows of block, and unless `whole` of tile. Otherwise the
+    last tile reaches back to rows of the one before, which do not count in it.
+    """
 
     chunk: int  # queries that are answered together
     tile: int  # rows of one product
     block: int  # rows of which the least bound is kept; 0: compare all pairs directly
     blocks: int  # blocks whose rows are compared directly
+    group: int = 1  # blocks of which the least bound is kept as well; 1: there are no groups
+    reduced: bool = False  # whether products of bfloat16 come first
+    whole: bool = False  # whether a query is compared with all rows at once, instead of tile by tile
 
 
 class Frame(NamedTuple):
     """What turns products into lower bounds."""
 
     centre: jax.Array  # (d,)
-    half: jax.Array  # (n,) h(x); infinite for rows that do not count
+    half: jax.Array  # (tiles tile,) h(x); infinite for rows that do not count
     shift: jax.Array  # (q,) bound = factor (s + shift)
     exact: jax.Array  # (q,) whether equal bounds mean equal distances
 
@@ -73,44 +86,57 @@ def search(rows, queries, counts, allowed, each, own, *, k, metric, plan):
         counted &= allowed
     if metric == "cosine":
         rows, queries = unit_rows(rows), unit_rows(queries)
-    if plan.block:
-        frame = _frame(rows, queries, counts[0], counted, metric, plan)
-        answer = partial(_by_blocks, rows, frame, k=k, metric=metric, plan=plan)
-    else:
-        answer = partial(_directly, rows, counted, k=k, metric=metric, tile=plan.tile)
-
-    def chunk(i, found):
-        here = partial(lax.dynamic_slice_in_dim, start_index=i * plan.chunk, slice_size=plan.chunk)
-        parts = [None if array is None else here(array) for array in (queries, each, own)]
-        shift = (here(frame.shift), here(frame.exact)) if plan.block else ()
-        new = answer(*parts, *shift)
-        return [lax.dynamic_update_slice_in_dim(a, b, i * plan.chunk, 0) for a, b in zip(found, new, strict=True)]
-
+    compare = partial(_directly, rows, counted, k=k, metric=metric, tile=n if plan.whole else plan.tile)
+    frames = _frames(rows, queries, counts[0], counted, metric, plan) if plan.block else []
     q = queries.shape[0]
-    start = [jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32), jnp.ones((q,), bool)]
-    found = lax.fori_loop(0, -(-counts[1] // plan.chunk), chunk, start[: 3 if plan.block else 2])
-    if not plan.block:
-        return tuple(found)
-    distances, ids, proved = found
-    proved |= jnp.arange(q, dtype=jnp.int32) >= counts[1]
-    # The queries without proof come first.
-    order = jnp.argsort(proved, stable=True).astype(jnp.int32)
-    missing = jnp.sum(~proved, dtype=jnp.int32)
 
-    def redo(state):
-        i, distances, ids = state
-        # At the end a slice reaches back to queries that are done; they get the same answer again.
-        these = lax.dynamic_slice_in_dim(order, i, min(REDONE, q))
-        parts = [None if array is None else array[these] for array in (queries, each, own)]
-        new = _directly(rows, counted, *parts, k=k, metric=metric, tile=plan.tile)
-        return i + REDONE, distances.at[these].set(new[0]), ids.at[these].set(new[1])
+    def answer(points, cut, frame):
+        masks = [None if array is None else cut(array) for array in (each, own)]
+        if frame is None:
+            return *compare(points, *masks), jnp.ones(points.shape[:1], bool)
+        reduced = plan.reduced and frame is frames[0]
+        margins = cut(frame.shift), cut(frame.exact)
+        return _by_blocks(rows, frame, points, *masks, *margins, reduced=reduced, k=k, metric=metric, plan=plan)
 
-    _, distances, ids = lax.while_loop(lambda state: state[0] < missing, redo, (jnp.int32(0), distances, ids))
-    return distances, ids
+    # Queries are carried from step to step, since a direct comparison that slices them in the same loop reads number by
+    # number, and takes four times as long.
+    def chunk(i, state):
+        points, found = state
+        cut = partial(lax.dynamic_slice_in_dim, start_index=i * plan.chunk, slice_size=plan.chunk)
+        new = answer(points, cut, (*frames, None)[0])
+        found = [lax.dynamic_update_slice_in_dim(a, b, i * plan.chunk, 0) for a, b in zip(found, new, strict=True)]
+        return lax.dynamic_slice_in_dim(queries, (i + 1) * plan.chunk, plan.chunk), tuple(found)
+
+    beyond = jnp.arange(q, dtype=jnp.int32) >= counts[1]
+    found = jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32), beyond
+    chunks = -(-counts[1] // plan.chunk)
+    if plan.reduced:
+        # Where products of float32 are exact, ties need them.
+        chunks = jnp.where(jnp.all(frames[-1].exact), 0, chunks)
+    _, found = lax.fori_loop(0, chunks, chunk, (queries[: plan.chunk], found))
+    for frame in (*frames[1:], None)[: len(frames)]:
+        distances, ids, proved = found
+        proved |= beyond
+        # The queries without proof come first.
+        order = jnp.argsort(proved, stable=True).astype(jnp.int32)
+        missing = jnp.sum(~proved, dtype=jnp.int32)
+        width = min(REFINED if frame else 1 if plan.whole else REDONE, q)
+
+        def redo(i, state, order=order, frame=frame, width=width):
+            these, points, found = state
+            new = answer(points, lambda array: array[these], frame)
+            found = tuple(a.at[these].set(b) for a, b in zip(found, new, strict=True))
+            # At the end a slice reaches back to queries that are done; they get the same answer again.
+            these = lax.dynamic_slice_in_dim(order, (i + 1) * width, width)
+            return these, queries[these], found
+
+        start = order[:width], queries[order[:width]], (distances, ids, proved)
+        *_, found = lax.fori_loop(0, -(-missing // width), redo, start)
+    return found[:2]
 
 
-def _frame(rows, queries, count, counted, metric, plan):
-    r"""Centre, halves of squared norms and margins.
+def _frames(rows, queries, count, counted, metric, plan):
+    r"""Centre, halves of squared norms and margins: for products of bfloat16, if the plan has them, and for others.
 
     Margins, in units of u = 2^-24 and to first order; w is the relative error of a product of two rounded factors,
     and p = d / LANES + 10 that of `pair_distances`. With |q| |x| <= (|q|^2 + |x|^2) / 2 the terms of l2 split between
@@ -119,9 +145,20 @@ def _frame(rows, queries, count, counted, metric, plan):
     squared norms within p + 8 of 1: w + d + 3 p + 16, and 4 for the sums.
     """
     n, d = rows.shape
-    tiles = rows.reshape(-1, plan.tile, d)
+    tiles = -(-n // plan.tile)
     ones = jnp.ones((d,), jnp.float32)
+    # Rows that the last tile has in common with the one before do not count in it.
+    gap = jnp.zeros((tiles * plan.tile - n,), bool)
+    before = (tiles - 1) * plan.tile
+    counted = jnp.concatenate([counted[:before], gap, counted[before:]])
     infinite = jnp.where(counted, jnp.float32(0), jnp.float32(jnp.inf))
+
+    def tile_of(i):
+        return lax.dynamic_slice_in_dim(rows, i * plan.tile, plan.tile)
+
+    def over_tiles(function):
+        return lax.map(lambda i: function(tile_of(i)), jnp.arange(tiles, dtype=jnp.int32))
+
     product, accumulation, full = _precision()
     pair = -(-d // LANES) + 10
 
@@ -129,18 +166,34 @@ def _frame(rows, queries, count, counted, metric, plan):
         # Products with ones, since processors do not vectorise sums along the last axis.
         return jnp.matmul(x * x, ones, precision="highest")
 
+    def loss(x):
+        # The largest relative error of a vector that is rounded to bfloat16. The factor covers roundings of norms.
+        squares = norms(x - _rounded(x)) / jnp.maximum(norms(x), jnp.finfo(jnp.float32).tiny)
+        return jnp.sqrt(jnp.max(squares)) * (1 + (d + 4) * ROUNDOFF)
+
+    def precisions(centre):
+        """Relative error of a product of rounded factors, and roundings of each addition, of every frame."""
+        if not plan.reduced:
+            return [(product, accumulation)]
+        a = jnp.max(over_tiles(lambda tile: loss(tile - centre[None])))
+        b = loss(queries - centre[None])
+        # |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|. Products of bfloat16 are exact, and sums that are cut
+        # off instead of rounded are covered.
+        return [(a + b + a * b, 2), (product, accumulation)]
+
+    centre = jnp.zeros((d,), jnp.float32)
     if metric == "cosine":
         zero = jnp.all(queries == 0, axis=1)
-        margin = product + (accumulation * d + 3 * pair + 20) * ROUNDOFF
-        return Frame(jnp.zeros((d,), jnp.float32), infinite, jnp.where(zero, 1.0, 1.0 - margin), zero)
-    centre = jnp.zeros((d,), jnp.float32)
+        margins = [w + (steps * d + 3 * pair + 20) * ROUNDOFF for w, steps in precisions(centre)]
+        return [Frame(centre, infinite, jnp.where(zero, 1.0, 1.0 - margin), zero) for margin in margins]
     if metric == "l2":
-        total = lax.fori_loop(0, n // plan.tile, lambda i, c: c + jnp.sum(tiles[i], axis=0), centre)
+        # Any centre will do: it matters little that some rows are in two tiles.
+        total = lax.fori_loop(0, tiles, lambda i, c: c + jnp.sum(tile_of(i), axis=0), centre)
         centre = total / jnp.maximum(count, 1).astype(jnp.float32)
     # Every number that the products meet is a multiple of unit^2 / 2 and below 4 radius^2 <= 2^24 unit^2: no rounding.
     # The hundredth covers the rounding of radius and that of the centre to multiples of the unit.
     radius = jnp.maximum(
-        jnp.max(lax.map(lambda tile: jnp.max(norms(tile - centre[None])), tiles)),
+        jnp.max(over_tiles(lambda tile: jnp.max(norms(tile - centre[None])))),
         jnp.max(norms(queries - centre[None])),
     ) ** 0.5 * (1.01 + d**0.5 / 2048)
     # One over the unit: radius < 2^11 units. The least radius keeps it finite.
@@ -153,19 +206,25 @@ def _frame(rows, queries, count, counted, metric, plan):
         residual = jnp.abs(tile * scale - jnp.round(tile * scale))
         return norms(tile - centre[None]), jnp.max(jnp.matmul(residual, ones, precision="highest"))
 
-    squares, residuals = lax.map(measure, tiles)
+    squares, residuals = over_tiles(measure)
     exact = (jnp.max(residuals) == 0) & jnp.all(queries == jnp.round(queries * scale) / scale) & full
     lengths = norms(queries - centre[None])
-    if metric == "ip":
-        margin = product + (accumulation * d + pair + 8) * ROUNDOFF
-        # The last factor covers the rounding of both norms.
-        shift = -margin * jnp.sqrt(lengths) * jnp.sqrt(jnp.max(squares)) * (1 + d * ROUNDOFF)
-        zero = jnp.all(queries == 0, axis=1)
-        return Frame(centre, infinite, jnp.where(exact, 0.0, shift), exact | zero)
-    margin = 0.5 * product + (0.5 * (accumulation + 1) * d + pair + 10) * ROUNDOFF
-    margin = jnp.where(exact, 0.0, margin)
-    half = (0.5 - margin) * squares.reshape(n) + infinite
-    return Frame(centre, half, (0.5 - margin) * lengths, jnp.broadcast_to(exact, lengths.shape))
+    frames = []
+    for w, steps in precisions(centre):
+        # The last frame is that of float32: others have no exact products.
+        fine = exact & (len(frames) == plan.reduced)
+        if metric == "ip":
+            margin = w + (steps * d + pair + 8) * ROUNDOFF
+            # The last factor covers the rounding of both norms.
+            shift = -margin * jnp.sqrt(lengths) * jnp.sqrt(jnp.max(squares)) * (1 + d * ROUNDOFF)
+            zero = jnp.all(queries == 0, axis=1)
+            frames.append(Frame(centre, infinite, jnp.where(fine, 0.0, shift), fine | zero))
+            continue
+        margin = 0.5 * w + (0.5 * (steps + 1) * d + pair + 10) * ROUNDOFF
+        margin = 0.5 - jnp.where(fine, 0.0, margin)
+        half = margin * squares.reshape(-1) + infinite
+        frames.append(Frame(centre, half, margin * lengths, jnp.broadcast_to(fine, lengths.shape)))
+    return frames
 
 
 def _precision():
@@ -179,8 +238,23 @@ def _precision():
     )
 
 
-def _product(x, q):
+def _rounded(x):
+    """Numbers rounded to bfloat16, in float32; a conversion there and back may be left out by the compiler."""
+    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _columns(q, reduced):
+    """Queries as `_product` takes them: with bfloat16 they are turned over, once and not for every tile.
+
+    In that layout alone the compiler uses the units for bfloat16 (jaxlib 0.10.2); others it converts to float32.
+    """
+    return _rounded(q).astype(jnp.bfloat16).T if reduced else q
+
+
+def _product(x, q, reduced):
     """Products of all rows and queries; reduced precision where that is much faster, and the margin wider."""
+    if reduced:
+        return jnp.matmul(_rounded(x).astype(jnp.bfloat16), q, preferred_element_type=jnp.float32)
     return lax.platform_dependent(
         x,
         q,
@@ -189,48 +263,81 @@ def _product(x, q):
     )
 
 
-def _by_blocks(rows, frame, queries, each, own, shift, exact, *, k, metric, plan):
+def _by_blocks(rows, frame, queries, each, own, shift, exact, *, reduced, k, metric, plan):
     """Distances, ids, and whether they are proved, of a chunk of queries."""
-    n, d = rows.shape
-    q = queries.shape[0]
-    centred = queries - frame.centre[None]
+    n, q = rows.shape[0], queries.shape[0]
+    tiles = -(-n // plan.tile)
+    columns = _columns(queries - frame.centre[None], reduced)
 
-    def tile(i, lows):
+    def tile(i, found):
         here = partial(lax.dynamic_slice_in_dim, start_index=i * plan.tile, slice_size=plan.tile)
-        bounds = here(frame.half)[:, None] - _product(here(rows) - frame.centre[None], centred)
+        bounds = here(frame.half)[:, None] - _product(here(rows) - frame.centre[None], columns, reduced)
         if each is not None:
             bounds = jnp.where(here(each, axis=1).T, bounds, jnp.inf)
         if own is not None:
-            ids = i * plan.tile + jnp.arange(plan.tile, dtype=jnp.int32)
+            ids = jnp.minimum(i * plan.tile, n - plan.tile) + jnp.arange(plan.tile, dtype=jnp.int32)
             bounds = jnp.where(ids[:, None] == own[None, :], jnp.inf, bounds)
-        low = jnp.min(bounds.reshape(-1, plan.block, q), axis=1)
-        return lax.dynamic_update_slice_in_dim(lows, low, i * low.shape[0], 0)
+        new = [jnp.min(bounds.reshape(-1, plan.block, q), axis=1)]
+        if plan.group > 1:
+            new.append(jnp.min(new[0].reshape(-1, plan.group, q), axis=1))
+        return [lax.dynamic_update_slice_in_dim(a, b, i * b.shape[0], 0) for a, b in zip(found, new, strict=True)]
 
-    lows = lax.fori_loop(0, n // plan.tile, tile, jnp.full((n // plan.block, q), jnp.inf, jnp.float32))
-    lows, blocks = smallest(lows.T, plan.blocks + 1)
+    sizes = [plan.block, plan.block * plan.group][: 1 + (plan.group > 1)]
+    lows = [jnp.full((tiles * plan.tile // size, q), jnp.inf, jnp.float32) for size in sizes]
+    lows, blocks = _least(*lax.fori_loop(0, tiles, tile, lows), m=plan.blocks + 1)
     # Blocks in order, so that candidates stand in the order of their ids.
     blocks = jnp.sort(blocks[:, : plan.blocks], axis=1)
-    split = rows.reshape(-1, plan.block, d)
-    counted = (frame.half < jnp.inf).reshape(-1, plan.block)
-    inside = jnp.arange(plan.block, dtype=jnp.int32)
-
-    def compare(query, blocks, each, own):
-        found = pair_distances(metric, query[None], jnp.take(split, blocks, axis=0, mode="clip").reshape(-1, d))
-        fine = jnp.take(counted, blocks, axis=0, mode="clip")
-        ids = blocks[:, None] * plan.block + inside[None]
-        if each is not None:
-            fine &= jnp.take(each.reshape(-1, plan.block), blocks, axis=0, mode="clip")
-        if own is not None:
-            fine &= ids != own
-        return jnp.where(fine.reshape(-1), found, jnp.inf), ids.reshape(-1)
-
-    candidates, ids = lax.map(lambda parts: compare(*parts), (queries, blocks, each, own))
-    distances, where = smallest(candidates, k)
-    ids = jnp.take_along_axis(ids, where, axis=1)
+    fine = jnp.take((frame.half < jnp.inf).reshape(-1, plan.block), blocks, axis=0, mode="clip")
+    # Where the last tile reaches back, its blocks do.
+    back = (blocks >= (tiles - 1) * plan.tile // plan.block).astype(jnp.int32)
+    blocks = blocks - back * ((tiles * plan.tile - n) // plan.block)
+    candidates = _compare(rows, queries, blocks, metric, plan.block)
+    if each is not None:
+        fine &= jnp.take_along_axis(each.reshape(q, -1, plan.block), blocks[:, :, None], axis=1)
+    if own is not None:
+        inside = jnp.arange(plan.block, dtype=jnp.int32)
+        fine &= blocks[:, :, None] * plan.block + inside[None, None] != own[:, None, None]
+    distances, where = smallest(jnp.where(fine.reshape(q, -1), candidates, jnp.inf), k)
+    ids = jnp.take_along_axis(blocks, where // plan.block, axis=1) * plan.block + where % plan.block
     ids = jnp.where(distances < jnp.inf, ids, -1)
     factor = 2.0 if metric == "l2" else 1.0
     bound, last = factor * (lows[:, plan.blocks] + shift), distances[:, -1]
     return distances, ids, (bound > last) | (exact & (bound == last)) | (bound == jnp.inf)
+
+
+def _least(lows, groups=None, *, m):
+    """The m least of the minima (blocks, q) of every query and their blocks, (q, m)."""
+    if groups is None:
+        return smallest(lows.T, m)
+    # Each of the m least groups holds a minimum no greater than any beyond them.
+    _, first = smallest(groups.T, m)
+    size = lows.shape[0] // groups.shape[0]
+    blocks = (first[:, :, None] * size + jnp.arange(size, dtype=jnp.int32)[None, None]).reshape(first.shape[0], -1)
+    queries = jnp.arange(first.shape[0], dtype=jnp.int32)[:, None]
+    least, where = smallest(lows.at[blocks, queries].get(mode="clip"), m)
+    return least, jnp.take_along_axis(blocks, where, axis=1)
+
+
+def _compare(rows, queries, blocks, metric, block):
+    """Distances of every query to the rows of its blocks, (q, m block)."""
+    (q, d), m = queries.shape, blocks.shape[1]
+    split = rows.reshape(-1, block, d)
+    together = math.gcd(q, GATHERED)
+    queries, blocks = queries.reshape(-1, together, d), blocks.reshape(-1, together, m)
+    count = q // together
+
+    def gather(i):
+        return queries[i], jnp.take(split, blocks[i], axis=0, mode="clip").reshape(together, -1, d)
+
+    def step(i, state):
+        (points, found), distances = state
+        new = pair_distances(metric, points[:, None], found)
+        return gather(jnp.minimum(i + 1, count - 1)), lax.dynamic_update_index_in_dim(distances, new, i, 0)
+
+    # What is compared is carried from step to step: gathered in the same loop as the sums, it would be read number by
+    # number, in twice the time.
+    start = gather(jnp.int32(0)), jnp.zeros((count, together, m * block), jnp.float32)
+    return lax.fori_loop(0, count, step, start)[1].reshape(q, -1)
 
 
 def _directly(rows, counted, queries, each, own, *, k, metric, tile):
@@ -238,17 +345,28 @@ def _directly(rows, counted, queries, each, own, *, k, metric, tile):
     n = rows.shape[0]
     q = queries.shape[0]
 
-    def step(i, best):
-        here = partial(lax.dynamic_slice_in_dim, start_index=i * tile, slice_size=tile)
+    def distances_to(i):
+        # Not sliced if it is the whole: sums over a slice are not vectorised, and take eight times as long.
+        here = partial(lax.dynamic_slice_in_dim, start_index=i * tile, slice_size=tile) if tile < n else _all
         ids = i * tile + jnp.arange(tile, dtype=jnp.int32)
         fine = jnp.broadcast_to(here(counted)[None], (q, tile))
         if each is not None:
             fine &= here(each, axis=1)
         if own is not None:
             fine &= ids[None] != own[:, None]
-        distances = jnp.where(fine, pair_distances(metric, queries[:, None], here(rows)[None]), jnp.inf)
+        return jnp.where(fine, pair_distances(metric, queries[:, None], here(rows)[None]), jnp.inf), ids
+
+    def step(i, best):
+        distances, ids = distances_to(i)
         return merge(*best, distances, jnp.broadcast_to(ids[None], (q, tile)), k)
 
-    none = jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32)
-    distances, ids = lax.fori_loop(0, n // tile, step, none)
+    if tile == n:
+        distances, ids = smallest(distances_to(0)[0], k)
+    else:
+        none = jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32)
+        distances, ids = lax.fori_loop(0, n // tile, step, none)
     return distances, jnp.where(distances < jnp.inf, ids, -1)
+
+
+def _all(array, axis=0):
+    return array

@@ -10,7 +10,8 @@ infinities and overflow of rows and queries, and ids out of range (`rerank` then
 """
 
 import math
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Int32
 
 from theorykit.search import _inputs
-from theorykit.search._distances import pair_distances, unit_rows
+from theorykit.search._distances import LANES, UNROLLED, pair_distances, unit_rows
 from theorykit.search._inputs import Base, Mask, Metric, Neighbours, Queries
-from theorykit.search._scan import SPARE, SPARE_REDUCED, Plan, nearest
+from theorykit.search._scan import GATHERED, SPARE, SPARE_REDUCED, Plan, nearest
 from theorykit.search.select import smallest
 
 # Temporary arrays: more makes nothing faster, since a chunk of 512 queries then fits for a million rows.
@@ -34,12 +35,18 @@ CHUNK, TILE = 512, 2048
 LEAST_ROWS, LEAST_QUERIES = 64, 8
 # Products with fewer columns take longer: 8 queries 0.21 s, 64 queries 0.08 s. Memory alone makes chunks narrower.
 NARROWEST = 64
-# Nanoseconds, measured likewise: minima cost 2.4 each to turn over and select from, comparing a row directly 0.4 for
-# each of its coordinates.
-SELECT, COMPARE = 2.4, 0.4
-# So few queries are compared with all rows: the passes over the rows that bounds need take longer.
-FEW = 2
+# Nanoseconds, measured likewise: minima cost 2.4 each to turn over and select from, and with groups, which leave few of
+# them to select from, 0.4 to keep; comparing a row directly costs 0.35 for each of its coordinates.
+SELECT, KEEP, COMPARE = 2.4, 0.4, 0.35
 WIDEST_BLOCK = 64
+# Smaller groups take as much time as they save.
+LEAST_GROUP = 8
+# Products of bfloat16 take half the time of float32, and a program with both a second longer to compile: from so many
+# multiplications on.
+REDUCED_FROM = 2**33
+# So few queries are compared with all rows, one after the other: the passes over the rows that bounds need take longer.
+# Without memory for the partial sums of all rows it is fewer.
+FEW, FEW_TILED = 8, 2
 # Smaller arrays are padded by NumPy, which needs no program for each shape; that takes 10 milliseconds to compile, as
 # long as NumPy takes for this many bytes.
 COPIED = 2**24
@@ -60,8 +67,9 @@ def knn(
     .. math:: |q - x|^2 \;(l2), \qquad -\langle q, x \rangle \;(ip), \qquad
               1 - \frac{\langle q, x \rangle}{|q| |x|} \;(cosine;\ 1 \text{ if } q \text{ or } x \text{ is zero})
 
-    Rows and queries are padded to one of 16 sizes an octave, so that few programs are compiled. Beyond the arguments,
-    their padded copies (for cosine two), the result and a mask, the program holds at most `memory`.
+    Rows and queries are padded to one of 16 sizes an octave, so that few programs are compiled; on processors, rows of
+    16 MiB and more are rather compiled for than copied. Beyond the arguments, their padded copies (for cosine two), the
+    result and a mask, the program holds at most `memory`.
 
     Parameters
     ----------
@@ -220,16 +228,30 @@ def plan(n: int, q: int, d: int, k: int, memory: int, *, masked: bool = False) -
     """
     rows = _bucket(n, LEAST_ROWS, TILE)
     tile = min(rows, TILE)
-    spare = SPARE if jax.default_backend() == "cpu" else SPARE_REDUCED
-    blocks = min(k, rows) + spare
-    # Minima cost rows / block * SELECT a query, the blocks compared directly blocks * block * d * COMPARE.
-    best = math.sqrt(rows / blocks * SELECT / (COMPARE * d))
-    block = 2 ** max(0, min(math.floor(math.log2(best)), int(math.log2(WIDEST_BLOCK)), int(math.log2(tile))))
-    direct = q <= FEW or blocks * block * 2 > rows
-    tile_bytes = 4 * d * tile
+    cpu = jax.default_backend() == "cpu"
+    reduced = cpu and not masked and n * q * d >= REDUCED_FROM and _multiplies_bfloat16()
+    blocks = min(k, rows) + (SPARE if cpu and not reduced else SPARE_REDUCED + min(k, rows) // 4 * reduced)
+    # Minima cost rows / block * KEEP a query (SELECT without groups), the blocks compared directly
+    # blocks * block * d * COMPARE.
+    best = math.sqrt(rows / blocks * (KEEP if cpu else SELECT) / (COMPARE * d))
+    block = 2 ** max(0, min(round(math.log2(best)), int(math.log2(WIDEST_BLOCK)), int(math.log2(tile))))
+    # As many groups as there are minima in those that are looked at. Accelerators select from long rows in two stages
+    # of their own.
+    group = 2 ** max(0, min(round(math.log2(rows / (block * blocks)) / 2), int(math.log2(tile // block))))
+    group = group if cpu and group >= LEAST_GROUP else 1
+    # Partial sums of all rows and what becomes of them; long vectors are not summed in one go.
+    whole = cpu and d <= LANES * UNROLLED and 4 * (LANES + 8) * rows <= memory
+    direct = q <= (FEW if whole else FEW_TILED) or blocks * block * 2 > rows
+    # A large base is not copied, to pad it: that would take as long as several queries, or half as long as thousands.
+    if whole and 4 * n * d >= COPIED and n >= tile and (direct or n % block == 0):
+        rows = n
+    if direct and whole and rows > tile:
+        return rows, _bucket(q, 1 if q == 1 else FEW, FEW), Plan(1, tile, 0, blocks, whole=True)
+    tile_bytes = 4 * d * (2 * tile + 2 * GATHERED * blocks * block * (not direct))
     # Of each query, in float32: products of a tile and what becomes of them, or differences to a tile; minima, turned
-    # over once; candidates, and ids beside them.
-    each = 4 * ((3 * d + 4) * tile) if direct else 4 * (2 * tile + 3 * (rows // block) + 3 * blocks * block)
+    # over once unless there are groups; candidates, and ids beside them; what groups are looked at.
+    minima = rows // block * (3 if group == 1 else 1 + 3 / group) + 3 * blocks * (block + (group if group > 1 else 0))
+    each = 4 * ((3 * d + 4) * tile) if direct else 4 * (2 * tile + math.ceil(minima))
     each += tile if masked else 0
     most = (memory - tile_bytes) // each
     if most < LEAST_QUERIES:
@@ -240,10 +262,20 @@ def plan(n: int, q: int, d: int, k: int, memory: int, *, masked: bool = False) -
         )
     most = min(CHUNK, most // LEAST_QUERIES * LEAST_QUERIES)
     if q <= most:
-        chunk = min(most, _bucket(q, 1 if direct else NARROWEST, NARROWEST))
-        return rows, chunk, Plan(chunk, tile, 0 if direct else block, blocks)
-    chunk = min(most, _up(-(-q // -(-q // most)), LEAST_QUERIES))
-    return rows, chunk * _bucket(-(-q // chunk), 1, 1), Plan(chunk, tile, 0 if direct else block, blocks)
+        chunk = wide = min(most, _bucket(q, 1 if direct else NARROWEST, NARROWEST))
+    else:
+        chunk = min(most, _up(-(-q // -(-q // most)), LEAST_QUERIES))
+        wide = chunk * _bucket(-(-q // chunk), 1, 1)
+    return rows, wide, Plan(chunk, tile, 0 if direct else block, blocks, group, reduced, whole)
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has units for products of bfloat16; others convert them, which takes longer."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _bucket(n, least, step):

@@ -10,22 +10,22 @@ The distances returned are those of `theorykit.search.knn`: rows can be missed, 
 """
 
 import math
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from theorykit.search import _beam, _inputs, _optimise
-from theorykit.search._distances import unit_rows
+from theorykit.search._graph import Graph, ShardedGraph
 from theorykit.search._inputs import Base, Mask, Metric, Neighbours, Queries
 from theorykit.search._nn_descent import FEW, nearest_lists
 from theorykit.search._resources import Stages, check_memory
-from theorykit.search._transform import Storage, encode, euclidean
-from theorykit.search.exact import knn
+from theorykit.search._transform import Storage, encode, entry_table, euclidean
+from theorykit.search.exact import knn, padded
 
 # Nearest neighbours from which the edges are chosen: as many as edges, which are then only put in order, but not fewer
 # than this. Measured on 50,000 clustered rows at degree 32: 40 or 48 find no more, and build a quarter slower.
@@ -40,25 +40,6 @@ CHUNKS, CHUNKS_OF_ACCELERATOR = (1, 8, 64), (8, 256, 4096)
 BEAM = 32
 # Where fewer rows pass a mask, comparing all that do finds more than a search that sees mostly others.
 LEAST_PASSING = 1 / 8
-# Arrays; shapes and specifications of sharding where JAX maps a tree of such.
-Leaf = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Graph:
-    """Rows with a search graph, made by `build_graph` and `extend`; a pytree, of which the metric is no leaf."""
-
-    base: Leaf  # float32 (n, d): what distances are computed from; unit rows for cosine
-    neighbours: Leaf  # int32 (n, degree): edges; n where a row has fewer
-    entries: Leaf  # int32 (e,): where searches begin
-    codes: Leaf  # (n, d): what searches compare; see theorykit.search._transform for this and the next four
-    half_norms: Leaf  # float32 (n,)
-    centre: Leaf  # float32 (d,)
-    steps: Leaf  # float32 (d,)
-    finest: Leaf  # float32
-    unreachable: Leaf  # int32: rows that no path led to before the build repaired it
-    metric: Metric = field(metadata={"static": True})
 
 
 def build_graph(
@@ -69,9 +50,10 @@ def build_graph(
     key: Key[Array, ""],
     storage: Storage = "int8",
     exact: bool | None = None,
+    mesh: Mesh | None = None,
     memory: int | None = None,
     progress: bool | None = None,
-) -> Graph:
+) -> Graph | ShardedGraph:
     r"""Build a search graph.
 
     Lists of the nearest neighbours of every row, exact or by NN-descent, then the rank-based optimisation.
@@ -96,32 +78,42 @@ def build_graph(
         from all others, which stretch the int8 range.
     exact
         Whether all pairs are compared, or NN-descent is used; by default all pairs up to 16,384 rows.
+    mesh
+        Devices to divide the rows among, over the first axis; queries are divided over the second if there is one.
+        Every run of rows gets a graph of its own, and every query is searched in all of them. A process builds those of
+        its devices, one after the other.
     memory
-        Bytes that rows, graph and the build may take; by default what is free, where that can be known.
+        Bytes that rows, graph and the build (with a mesh, of one run) may take; by default what is free, where that can
+        be known.
     progress
         Whether to show progress; by default from 50,000 rows.
 
     Returns
     -------
-    Graph
-        A pytree for `query_graph` and `extend`, inside `jax.jit` or outside.
+    Graph or, with a mesh, ShardedGraph
+        A pytree for `query_graph`, inside `jax.jit` or outside. A `Graph` can be extended and saved.
 
     Raises
     ------
     TypeError, ValueError
         If base is not real (n, d) or holds a NaN, an infinity or a number so large that distances overflow; if metric,
-        degree, key or storage are not as above; inside `jax.jit`.
+        degree, key, storage or mesh are not as above; inside `jax.jit`.
     MemoryError
         If the build would need more than `memory`.
 
     Source: Ootomo et al. 2023, arXiv 2308.15136; NN-descent: Dong et al. 2011.
     """
     _check_build("build_graph", metric, degree, key, storage, base)
+    if mesh is not None:
+        from theorykit.search import shard
+
+        part = partial(
+            build_graph, metric=metric, degree=degree, storage=storage, exact=exact, memory=memory, progress=progress
+        )
+        return shard.build(_inputs.checked_rows("build_graph: base", base, metric), mesh, key, part)
     rows = _inputs.as_rows("build_graph: base", base, metric)
     n, d = rows.shape
     check_memory("build_graph", n, d, degree, max(LEAST_CANDIDATES, degree), memory)
-    if metric == "cosine":
-        rows = unit_rows(rows)
     if n == 0:
         return _assemble(rows, jnp.zeros((0, degree), jnp.int32), jnp.zeros((0,), jnp.int32), 0, metric, storage)
     one, two = jax.random.split(key)
@@ -131,17 +123,17 @@ def build_graph(
         back = _optimise.reversed_edges(edges, jnp.arange(n, dtype=jnp.int32), n)
         edges = _optimise.merge_reverse(edges, back)
         tell("connections")
-        found = _optimise.connect(edges, jax.random.permutation(two, n)[: _entries(n)].astype(jnp.int32))
+        found = _optimise.connect(edges, _drawn(two, n=n, count=_entries(n)))
     return _assemble(rows, found.edges, found.entries, found.unreachable, metric, storage)
 
 
 def query_graph(
-    graph: Graph, queries: Queries, k: int, *, beam: int | None = None, mask: Mask | None = None
+    graph: Graph | ShardedGraph, queries: Queries, k: int, *, beam: int | None = None, mask: Mask | None = None
 ) -> Neighbours:
     r"""Approximately the k nearest rows of every query.
 
-    A search visits `beam` rows and sees where their edges lead; the nearest of the rows seen, more than k, are compared
-    exactly. A beam of at least n rows finds everything.
+    A search visits `beam` rows (of a `ShardedGraph` as many in every part) and sees where their edges lead; the nearest
+    of the rows seen, more than k, are compared exactly. A beam of at least n rows finds everything.
 
     The answer for a query does not depend on the others. Where fewer than one row in eight passes the mask, those rows
     are compared exactly instead (not inside `jax.jit`, where the mask is not known).
@@ -178,16 +170,24 @@ def query_graph(
         beam = max(BEAM, k)
     if isinstance(beam, bool) or not isinstance(beam, int | np.integer) or beam < 1:
         raise ValueError(f"query_graph: beam is {beam!r}; give the number of rows to visit, an integer of at least 1")
-    points = _inputs.as_rows("query_graph: queries", queries, graph.metric)
-    _inputs.check_same_dimension("query_graph", graph.base, points)
-    n, q = graph.base.shape[0], points.shape[0]
+    whole = graph if isinstance(graph, Graph) else graph.parts
+    n, d = graph.base.shape if isinstance(graph, Graph) else (graph.n, whole.base.shape[-1])
+    points = _inputs.checked_rows("query_graph: queries", queries, whole.metric)
+    q = points.shape[0]
+    _inputs.check_same_dimension("query_graph", jax.ShapeDtypeStruct((n, d), jnp.float32), points)
     _inputs.check_mask("query_graph", mask, q, n)
     if n == 0 or q == 0:
         return Neighbours(jnp.full((q, k), jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32))
     beam = min(int(beam), n)
+    if isinstance(graph, Graph):
+        search, compare = partial(_search, graph, k=k, beam=beam), partial(_compared, graph, k=k)
+    else:
+        from theorykit.search import shard
+
+        search, compare = partial(shard.search_graph, graph, k=k, beam=beam), partial(shard.compared, graph, k=k)
     if mask is None or not _inputs.is_concrete(mask):
-        return _search(graph, points, k, beam, mask)
-    return _masked(graph, points, k, beam, np.asarray(mask))
+        return search(points, mask)
+    return _masked(points, np.asarray(mask), n, search, compare)
 
 
 def extend(
@@ -229,6 +229,10 @@ def extend(
 
     Source: derivation.
     """
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"extend: graph is a {type(graph).__name__}; build one of all rows, build_graph(rows, mesh=mesh)"
+        )
     metric, degree = graph.metric, graph.neighbours.shape[1]
     storage = "int8" if graph.codes.dtype == jnp.int8 else "bfloat16"
     _check_build("extend", metric, degree, key, storage, rows, graph)
@@ -239,8 +243,6 @@ def extend(
     if m == 0:
         return graph
     check_memory("extend", total, d, degree, max(LEAST_CANDIDATES, degree), memory)
-    if metric == "cosine":
-        new = unit_rows(new)
     base = jnp.concatenate([graph.base, new])
     if m > n:
         return build_graph(
@@ -267,7 +269,7 @@ def extend(
         )
         tell("connections")
         more = max(0, _entries(total) - graph.entries.shape[0])
-        chosen = n + jax.random.permutation(two, m)[:more].astype(jnp.int32)
+        chosen = n + _drawn(two, n=m, count=min(more, m))
         found = _optimise.connect(edges, jnp.concatenate([graph.entries, chosen]))
     return _assemble(base, found.edges, found.entries, found.unreachable, metric, storage)
 
@@ -291,6 +293,14 @@ def _entries(n):
     return min(n, max(LEAST_ENTRIES, ENTRIES * math.isqrt(n)))
 
 
+@partial(jax.jit, static_argnames=("n", "count"))
+def _drawn(key, *, n, count):
+    """Different rows of n, drawn at random: those with the least random numbers, the first of equal ones."""
+    # One sort, where a random permutation, which compiles two, would shuffle among equal numbers as well.
+    numbers = jax.random.bits(key, (n,), jnp.uint32)
+    return lax.sort((numbers, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1][:count]
+
+
 def _assemble(rows, neighbours, entries, unreachable, metric, storage):
     if rows.shape[0]:
         codes = encode(rows, metric, storage)
@@ -298,7 +308,8 @@ def _assemble(rows, neighbours, entries, unreachable, metric, storage):
         zero = jnp.zeros((rows.shape[1],), jnp.float32)
         empty = jnp.zeros(rows.shape, storage)
         codes = (empty, jnp.zeros((0,), jnp.float32), zero, zero, jnp.zeros((), jnp.float32))
-    return Graph(rows, neighbours, entries, *codes, jnp.asarray(unreachable, jnp.int32), metric)
+    table = entry_table(codes[0], entries)
+    return Graph(rows, neighbours, entries, table, *codes, jnp.asarray(unreachable, jnp.int32), metric)
 
 
 @partial(jax.jit, static_argnames=("k", "beam", "chunk"))
@@ -306,41 +317,42 @@ def _found(graph, queries, count, mask, *, k, beam, chunk):
     return _beam.search(graph, queries, count, k, beam, mask, chunk)
 
 
-def _search(graph, queries, k, beam, mask):
-    q = queries.shape[0]
+def sizes(q: int, dtype: jnp.dtype) -> tuple[int, int]:
+    """Queries that take their steps together, and to how many q queries are filled up."""
     chunks = CHUNKS if jax.default_backend() == "cpu" else CHUNKS_OF_ACCELERATOR
     # Sums of codes that are no integers are rounded, and one program rounds alike.
-    chunk = next((size for size in chunks if q <= size and graph.codes.dtype == jnp.int8), chunks[-1])
+    chunk = next((size for size in chunks if q <= size and dtype == jnp.int8), chunks[-1])
     # A power of two chunks, of which only those that hold queries are computed: few programs are compiled.
-    size = chunk * 2 ** math.ceil(math.log2(-(-q // chunk)))
-    if size > q:
-        more = ((0, size - q), (0, 0))
-        queries = jnp.pad(queries, more)
-        mask = jnp.pad(mask, more) if mask is not None and mask.ndim == 2 else mask
-    found = _found(graph, queries, np.int32(q), mask, k=k, beam=beam, chunk=chunk)
+    return chunk, chunk * 2 ** math.ceil(math.log2(-(-q // chunk)))
+
+
+def _search(graph, queries, mask, *, k, beam):
+    q = queries.shape[0]
+    chunk, size = sizes(q, graph.codes.dtype)
+    mask = padded(mask, size) if mask is not None and mask.ndim == 2 else mask
+    found = _found(graph, padded(queries, size), np.int32(q), mask, k=k, beam=beam, chunk=chunk)
     return found if size == q else Neighbours(*(array[:q] for array in found))
 
 
-def _masked(graph, queries, k, beam, mask):
+def _compared(graph, queries, mask, *, k):
+    """All rows that pass the mask compared exactly."""
+    if mask.ndim == 2:
+        return knn(graph.base, queries, k, metric=graph.metric, mask=mask)
+    rows = np.flatnonzero(mask).astype(np.int32)
+    found = knn(graph.base[rows], queries, k, metric=graph.metric)
+    return found._replace(ids=jnp.asarray(np.append(rows, np.int32(-1)))[found.ids])  # -1 takes the last
+
+
+def _masked(queries, mask, n, search, compare):
     """Search, or where few rows pass the mask compare those."""
-    n = graph.base.shape[0]
-    passing = np.count_nonzero(mask, axis=-1)
-    if mask.ndim == 1:
-        if passing >= LEAST_PASSING * n:
-            return _search(graph, queries, k, beam, jnp.asarray(mask))
-        rows = np.flatnonzero(mask).astype(np.int32)
-        found = knn(graph.base[rows], queries, k, metric=graph.metric)
-        ids = jnp.asarray(np.append(rows, np.int32(-1)))[found.ids]  # -1 takes the last
-        return found._replace(ids=ids)
-    few = passing < LEAST_PASSING * n
+    few = np.count_nonzero(mask, axis=-1) < LEAST_PASSING * n
     if not few.any():
-        return _search(graph, queries, k, beam, jnp.asarray(mask))
-    compared = knn(graph.base, queries[few], k, metric=graph.metric, mask=mask[few])
+        return search(queries, mask)
     if few.all():
-        return compared
-    found = _search(graph, queries[~few], k, beam, jnp.asarray(mask[~few]))
+        return compare(queries, mask)
+    parts = compare(queries[few], mask[few]), search(queries[~few], mask[~few])
     order = np.argsort(np.concatenate([np.flatnonzero(few), np.flatnonzero(~few)]))
-    return Neighbours(*(jnp.concatenate(parts)[order] for parts in zip(compared, found, strict=True)))
+    return Neighbours(*(jnp.concatenate(arrays)[order] for arrays in zip(*parts, strict=True)))
 
 
 def _check_build(where, metric, degree, key, storage, *arrays):

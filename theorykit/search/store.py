@@ -16,9 +16,11 @@ import numpy as np
 import safetensors.numpy
 
 from theorykit import _files
+from theorykit.search._transform import entry_table
 from theorykit.search.graph import Graph
 
 FORMAT, VERSION = "theorykit.search.Graph", 1
+DERIVED = "table"  # made anew from codes and entries by load
 # XLA uses an array of the host in place if it begins at such a multiple of bytes, and copies it otherwise.
 ALIGNMENT = 64
 # A safetensors file begins with the length of its header, little-endian, and the header, which is JSON.
@@ -47,10 +49,14 @@ def save(path: str | os.PathLike, graph: Graph) -> None:
         If the file cannot be written.
     """
     if not isinstance(graph, Graph):
-        raise TypeError(f"save: got a {type(graph).__name__}; save takes the Graph that build_graph returns")
+        raise TypeError(
+            f"save: got a {type(graph).__name__}; save takes the Graph that build_graph returns without a mesh"
+        )
     tensors, metadata = {}, {"format": FORMAT, "version": str(VERSION)}
     for field in dataclasses.fields(graph):
         value = getattr(graph, field.name)
+        if field.name == DERIVED:
+            continue
         if isinstance(value, jax.core.Tracer):
             raise TypeError("save: the graph is traced; call save outside jax.jit")
         if isinstance(value, str):
@@ -107,7 +113,7 @@ def load(path: str | os.PathLike) -> Graph:
             arrays = {name: file.get_tensor(name) for name in file.keys() if name != "base"}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _damaged(path, str(error)) from error
-    names = {field.name for field in dataclasses.fields(Graph)}
+    names = {field.name for field in dataclasses.fields(Graph)} - {DERIVED}
     if names - set(arrays) - set(metadata) != {"base"} or "base" not in header:
         raise _damaged(path, f"its fields are {sorted(header)}")
     base = (
@@ -120,6 +126,7 @@ def load(path: str | os.PathLike) -> Graph:
     placed = {name: jnp.asarray(values) for name, values in arrays.items() if name in names}
     # Not jnp.asarray, which copies.
     placed["base"] = jax.device_put(base, may_alias=True)
+    placed[DERIVED] = entry_table(placed["codes"], placed["entries"])
     return Graph(**placed, **{name: value for name, value in metadata.items() if name in names})
 
 
