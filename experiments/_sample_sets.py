@@ -16,6 +16,7 @@ A member of an ensemble is an encoder pair with stored samples of its own, of wh
 
 import functools
 import itertools
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from experiments._hierarchy_clip import MODALITIES, adam, clip_in_groups, shuffl
 from experiments._side_by_side import one_object
 from experiments._training import LONG, checkpoints, finished, parameters
 from theorykit import encoders, similarity, training
-from theorykit.surrogate import downstream, hierarchy, risk
+from theorykit.surrogate import denoisers, downstream, hierarchy, information_loss, risk
 from theorykit.surrogate.hierarchy import Hierarchy
 
 LAWS = ("hierarchy", "permuted", "star", "unmatched", "fixed")
@@ -256,20 +257,43 @@ def validation(za, zb):
     return jnp.mean(jax.vmap(partial(clip_in_groups, "dot", CANDIDATES, 0.0))(za, zb), axis=1)
 
 
-@partial(jax.jit, static_argnums=2)
-def exactly(joints, tables, alphabet, least):
-    """Excess among K (both directions) and the excess of zero-shot labels of tables (members, nx, ny).
+@partial(jax.jit, static_argnums=(2, 4))
+def exactly(joints, tables, alphabet, least, tasks):
+    """Excess among K (both directions), and of the tasks, of tables (members, nx, ny), as (members, 1 + tasks).
 
     least : (members,), the risks among K of the best scores.
     """
+    of_task = {"zero_shot": _zero_shot, "next_token": _next_token, "denoising": _denoising}
 
     def one(instance):
         joint, score, least = instance
-        labels = _hierarchy_exact.first_leaf(joint, alphabet)
         excess = risk.contrastive_risk(joint, score, CANDIDATES, side="both") - least
-        return jnp.stack([excess, downstream.zero_shot(labels, joint, score).log_loss.excess])
+        return jnp.stack([excess, *(of_task[task](joint, score, alphabet) for task in tasks)])
 
     return jax.lax.map(one, (joints, tables, least))
+
+
+def _zero_shot(joint, score, alphabet):
+    """Of the text's first leaf as label of the image, nats."""
+    return downstream.zero_shot(_hierarchy_exact.first_leaf(joint, alphabet), joint, score).log_loss.excess
+
+
+def _next_token(joint, score, alphabet):
+    """Of the text given the image, mean over leaves, nats."""
+    leaves = round(math.log(joint.shape[1], alphabet))
+    return jnp.mean(downstream.next_token(joint, score, leaves * (alphabet,)).excess)
+
+
+def _denoising(joint, score, alphabet):
+    """Of the image's first leaf with noise of deviation 1, one step between symbols, given the text; mean square."""
+
+    def first(law):
+        return jnp.sum(law.reshape(alphabet, -1, law.shape[1]), axis=1)
+
+    law = first(joint)
+    model = first(information_loss.model_conditional(joint.T, score.T).T)  # P_s(first leaf | y)
+    ratio = jnp.log(model) - jnp.log(jnp.sum(law, axis=1))[:, None]
+    return denoisers.denoising(law, ratio, jnp.arange(alphabet, dtype=law.dtype), 1.0).excess
 
 
 def score_table(kind, config, params, gates):

@@ -7,8 +7,11 @@ At the end of training scores that have overfitted few samples are worse than a 
 and an exponent would tell how overfitting fades: that curve is drawn only. With n = 64 the MLP's best checkpoint is
 worse than a constant score as well. Exponents are fitted from the n on where it is better: 256.
 
-Claimed and checked, for MLP, transformer and one layer: (1) the excess falls with n at least as n^-a, for zero-shot
-labels too with the MLP. (2) It falls no faster than on two laws without the hierarchy, within a margin of the exponent:
+Zero-shot labels are answered by the model P_s(y|x) that the score is, and so are, at preset full, next tokens, and the
+denoising of a leaf by P_s(x|y): what is measured is the pre-training. `learned_tasks` has networks for these tasks.
+
+Claimed and checked, for MLP, transformer and one layer: (1) the excess falls with n at least as n^-a, for tasks too
+with the MLP. (2) It falls no faster than on two laws without the hierarchy, within a margin of the exponent:
 leaves in a fresh random order for every image and text, tested on that law, and trees of depth 1 whose leaves are
 independent given the root, with the same root-leaf information. So what makes the excess fall is not the hierarchy at
 this size. With stars the exponents are the same; whether they are with fresh orders, these seeds do not decide. (3)
@@ -51,7 +54,7 @@ from experiments._claims import pair
 from theorykit import results, verify
 
 DERIVED, OKO = "derivation", "expected after Oko, Lin, Cai, Mei (arXiv 2501.04641), of shallow transformers"
-LOSSES = ("excess", "zero_shot")
+NAMES = {"zero_shot": "zero-shot labels", "next_token": "next tokens", "denoising": "denoising"}
 MLP, TRANSFORMER, ONE_LAYER = "mlp", "transformer", "one layer"
 GATES = {MLP: (1.0, 1.0), TRANSFORMER: (1.0, 1.0), ONE_LAYER: (1.0, 0.0)}
 TREE, FRESH, STAR, UNMATCHED, FIXED = sets.LAWS
@@ -81,6 +84,7 @@ class Config:
     noise: float = 0.2
     mlp: tuple[int, ...] = (64, 256, 1024, 4096)
     transformer: tuple[int, ...] = (256, 1024, 4096)  # none: not trained
+    tasks: tuple[str, ...] = ("zero_shot",)  # by the model that the score is: see `_sample_sets.exactly`
     validation: int = 512
     seeds: int = 10
     width: int = 32
@@ -106,6 +110,7 @@ PRESETS = {
         alphabet=5,
         mlp=(64, 256, 1024, 4096, 16384),
         transformer=(64, 256, 1024, 4096, 16384),
+        tasks=tuple(NAMES),
         seeds=16,
         width=64,
         batch=64,
@@ -122,10 +127,10 @@ def variants(config, network) -> tuple[Variant, ...]:
 
 
 def run(config: Config) -> dict[str, np.ndarray]:
-    """excess/<kind>/<law>/<when>, zero_shot/<kind>/<law> (seeds, n), in nats, on the law of the samples.
+    """excess/<kind>/<law>/<when>, <task>/<kind>/<law> (seeds, n), in nats (denoising: squares), on the samples' law.
 
-    when: end, and best, the checkpoint of least validation loss; zero_shot is that of best, and so is on_tree/<kind>,
-    the excess on the hierarchy after training on fresh orders. information/<law>, I(X; Y), constant, the excess of a
+    when: end, and best, the checkpoint of least validation loss; tasks are those of best, and so is on_tree/<kind>, the
+    excess on the hierarchy after training on fresh orders. information/<law>, I(X; Y), constant, the excess of a
     constant score on the hierarchy, and floor (seeds,).
     """
     sets.check(config)
@@ -172,16 +177,18 @@ def _ensemble(config, network, worlds, laws, least):
     for when, at in (("end", np.full(len(members), CHECKPOINTS - 1)), ("best", np.argmin(validation, axis=0))):
         params = jax.tree.map(lambda a, at=at: a[at, rows], learnt)
         table = np.asarray(sets.score_table(network, config, params, gates))
-        losses = dict(zip(LOSSES, np.asarray(sets.exactly(tested, table, config.alphabet, best)).T, strict=True))
-        found |= _by_variant(losses["excess"], "excess/{}/{}/" + when, trained, seeds)
+        excess, *of_tasks = np.asarray(sets.exactly(tested, table, config.alphabet, best, config.tasks)).T
+        found |= _by_variant(excess, "excess/{}/{}/" + when, trained, seeds)
     for kind in dict.fromkeys(v.kind for v in trained):
         fresh = [i for i, (v, _, _) in enumerate(members) if (v.kind, v.law) == (kind, FRESH)]
         repeats = len(fresh) // seeds
         on_tree = sets.exactly(
-            np.tile(laws[TREE], (repeats, 1, 1)), table[fresh], config.alphabet, np.tile(least[TREE], repeats)
+            np.tile(laws[TREE], (repeats, 1, 1)), table[fresh], config.alphabet, np.tile(least[TREE], repeats), ()
         )
         found[f"on_tree/{kind}"] = np.asarray(on_tree)[:, 0].reshape(-1, seeds).T
-    return found | _by_variant(losses["zero_shot"], "zero_shot/{}/{}", trained, seeds)
+    for task, losses in zip(config.tasks, of_tasks, strict=True):
+        found |= _by_variant(losses, task + "/{}/{}", trained, seeds)
+    return found
 
 
 def _by_variant(column, name, trained, seeds):
@@ -228,7 +235,7 @@ def _kind_verdicts(config, arrays, kind):
     name_of, span = kind.replace(" ", "_"), f"{kind}, n = {n[0]} to {n[-1]}, best checkpoint"
     losses = [("excess", "excess/{}/{}/best", "CLIP")]
     if kind == MLP:  # the intervals of transformers are too wide
-        losses.append(("zero_shot", "zero_shot/{}/{}", "zero-shot labels"))
+        losses += [(task, task + "/{}/{}", NAMES[task]) for task in config.tasks]
     exponent = claimed(config, kind)
     for loss, name, task in losses:
         check = partial(verify.rate, predicted=-exponent, margin=0.0, side="at_most")

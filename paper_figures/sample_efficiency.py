@@ -14,6 +14,7 @@ LAWS = {
     "star": ("star", style.series(2)),
     "unmatched": ("control: unmatched", style.control(0)),
 }
+SHORT = {"zero_shot": "labels", "next_token": "next tokens", "denoising": "denoising"}
 TIGHT = {"labelspacing": 0.2, "handlelength": 1.6, "handletextpad": 0.5}
 LEVEL = {"color": style.THEORY, "linestyle": style.DASHES, "linewidth": 0.9, "marker": ""}
 END = {"linewidth": 0.9, "linestyle": ":", "marker": ""}
@@ -35,6 +36,7 @@ def draw(result):
     kinds.set_title("c  On the hierarchy, by encoder")
     _exponents(exponents, arrays, config)
     exponents.set_title("d  Exponents")
+    tasks = ", ".join(SHORT[task] for task in config.tasks)
     known = ", ".join(f"{arrays[f'information/{law}'].mean():.2f}" for law in ("hierarchy", "permuted", "star"))
     style.caption(
         fig,
@@ -45,7 +47,7 @@ def draw(result):
         root-leaf information. I(image; text) is {known} nats. Thin line: trained on fresh orders, tested on the
         hierarchy; lower dashed line: the excess there of the best score of fresh orders; upper one: of a constant score
         ({arrays["constant"].mean():.2f} nats). Dotted: the hierarchy at the end of training, overfitted where n is
-        small. Grey: images and texts of different samples. c: CLIP (bands) and zero-shot labels (thin); dotted: CLIP at
+        small. Grey: images and texts of different samples. c: CLIP (bands) and {tasks} (thin); dotted: CLIP at
         the end. d: fitted exponents with 99.9% intervals over seeds, from the n on where the excess on the hierarchy is
         below that of a constant score; dashed: the exponent claimed.""",
     )
@@ -84,7 +86,8 @@ def _kinds(ax, arrays, config):
     for index, (kind, n) in enumerate(config.samples.items()):
         look = style.series(index)
         style.band(ax, n, arrays[f"excess/{kind}/hierarchy/best"], label=_name(kind), **look)
-        ax.plot(n, _mean(arrays[f"zero_shot/{kind}/hierarchy"]), color=look["color"], linewidth=0.8, marker="")
+        for task, line in zip(config.tasks, ("-", "--", "-."), strict=False):
+            ax.plot(n, _mean(arrays[f"{task}/{kind}/hierarchy"]), line, color=look["color"], linewidth=0.8, marker="")
         ax.plot(n, _mean(arrays[f"excess/{kind}/hierarchy/end"]), color=look["color"], **END)
     style.widths_axis(ax, config.mlp, "samples $n$")
     _constant(ax, arrays, config.mlp[-1])
@@ -96,7 +99,8 @@ def _exponents(ax, arrays, config):
     names, row = [], 0
     for kind, counts in config.samples.items():
         chosen = experiment.fitted(config, arrays, kind)
-        for loss, task in (("excess/{}/{}/best", "CLIP"), ("zero_shot/{}/{}", "labels")):
+        tasks = [(task + "/{}/{}", SHORT[task]) for task in config.tasks]
+        for loss, task in (("excess/{}/{}/best", "CLIP"), *tasks):
             for law, (_, look) in LAWS.items():
                 values = arrays[loss.format(kind, law)][:, chosen]
                 fit = verify.slope_fit(np.array(counts)[chosen], values, law="power", level=verify.LEVEL)
@@ -104,8 +108,9 @@ def _exponents(ax, arrays, config):
                 ax.plot([fit.slope], [row], **look | {"linestyle": ""})
                 names.append(f"{_name(kind)}, {task}" if law == "hierarchy" else "")
                 row += 1
-        # Of labels it is claimed for the MLP only.
-        claimed = [row - 2 * len(LAWS) - 0.5, row - (0 if kind == experiment.MLP else len(LAWS)) - 0.5]
+        # Of tasks it is claimed for the MLP only.
+        begin, others = row - (1 + len(tasks)) * len(LAWS), len(tasks) * len(LAWS)
+        claimed = [begin - 0.5, row - (0 if kind == experiment.MLP else others) - 0.5]
         ax.plot([-experiment.claimed(config, kind)] * 2, claimed, **LEVEL)
     ax.set_yticks(range(row), names)
     ax.tick_params(axis="y", length=0)

@@ -4,10 +4,13 @@ import itertools
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import _sample_sets as sets
+from theorykit import surrogate
+from theorykit.surrogate import risk
 
 LEAVES = list(itertools.product(range(2), repeat=3))  # in the order of the rows of a joint: the last runs fastest
 
@@ -110,3 +113,16 @@ def test_batches_and_validation_pairs_that_leave_a_part_of_a_group_are_refused(s
 
 def test_sizes_that_fill_groups_are_accepted():
     assert sets.check(SimpleNamespace(samples={"mlp": (4, 64)}, batch=8, validation=12)) is None
+
+
+def test_tasks_follow_the_score(x64, joint):
+    tasks = ("zero_shot", "next_token", "denoising")
+    tables = jnp.asarray(np.stack([risk.optimal_score(jnp.asarray(joint)), np.random.default_rng(1).random((8, 8))]))
+    joints = jnp.asarray(np.stack([joint, joint]))
+    excess = sets.exactly(joints, tables, 2, sets.least_risks(joints), tasks)
+    np.testing.assert_allclose(excess[0], 0, atol=1e-13)
+    _, label, token, error = excess[1]
+    forward, reverse = surrogate.sufficiency(joints[1], tables[1]), surrogate.sufficiency(joints[1].T, tables[1].T)
+    np.testing.assert_allclose(3 * token, forward, rtol=1e-12)
+    assert 0 < label < forward
+    assert 0 < error < reverse / 2  # symbols 0 and 1: the diameter is 1
