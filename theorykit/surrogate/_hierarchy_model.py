@@ -92,7 +92,7 @@ def check_hierarchy(h: object, where: str = "check_hierarchy") -> None:
 
 def check_laws(where: str, name: str, values: np.ndarray) -> None:
     """Raise unless the rows of `values` are laws; a prior without zeros."""
-    if not np.all(np.isfinite(values)) or np.any(values < 0):
+    if not (values.min() >= 0 and values.max() < np.inf):  # a NaN is neither
         raise ValueError(f"{where}: {name} holds entries that are negative or not finite; give probabilities")
     off = np.abs(np.sum(values, axis=-1, dtype=np.float64) - 1)
     if np.any(off > _ROUNDINGS * math.sqrt(values.shape[-1]) * np.finfo(values.dtype).eps):
