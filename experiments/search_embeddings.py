@@ -185,7 +185,7 @@ def _pictures(config, base, classes, queries, own, near):
 
 
 def _principal_axes(centred, count):
-    """The first principal axes (d, count); by the covariance, which takes a hundredth of the time of an SVD of rows."""
+    """The first principal axes (d, count). By NumPy, since `spectral.pca` would compile a program for one small set."""
     centred = centred.astype(np.float64)
     return np.linalg.eigh(centred.T @ centred)[1][:, : -count - 1 : -1].astype(np.float32)
 

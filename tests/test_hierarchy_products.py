@@ -86,3 +86,10 @@ def test_a_leaf_outside_the_alphabet_is_no_number_under_jit():
     for wrong in (3, -1):
         found = quickly(of_root, h, leaves.at[5, 2].set(wrong))
         np.testing.assert_array_equal(jnp.any(jnp.isnan(found), axis=1), np.arange(8) == 5)
+
+
+def test_the_mean_of_weights_is_that_of_their_law(x64):
+    for symbols in (1, 2, 5):
+        weights = jnp.asarray(np.random.default_rng(symbols).random((2, symbols, 3, 4)))
+        expected = np.average(np.broadcast_to(np.arange(symbols)[:, None, None], weights.shape), 1, weights)
+        np.testing.assert_allclose(passes.mean_symbol(weights), expected, rtol=1e-14)

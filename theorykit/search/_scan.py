@@ -17,7 +17,7 @@ d u sum |q_i x_i|, u = 2^-24). Then
 
 So the answer depends neither on tiles nor on devices nor on the precision of the products. Where rows and queries are
 multiples of one power of two, and few enough bits, all products are exact: then no margin is needed, and ties, which
-such data are full of, need no second pass either. Derivation: the margins stand at `_frame`.
+such data are full of, need no second pass either. Derivation: the margins stand at `_frames`.
 """
 
 import math

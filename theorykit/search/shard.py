@@ -113,21 +113,16 @@ def _program(rows, queries, counts, allowed, each, own, *, mesh, k, metric, plan
         distances, ids = search_here(rows, queries, here, allowed, each, own, k=min(k, n), metric=metric, plan=plan)
         return _merged(row, distances[:width], ids[:width], first, k)
 
-    divided = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(
-            PartitionSpec(row),
-            PartitionSpec(column),
-            PartitionSpec(),
-            PartitionSpec(row),
-            PartitionSpec(column, row),
-            PartitionSpec(column),
-        ),
-        out_specs=PartitionSpec(column),
-        check_vma=False,
-    )
-    answer = divided(rows, queries, counts, allowed, each, own)
+    return _everywhere(on_device, mesh, rows, queries, counts, allowed, each, own)
+
+
+def _everywhere(on_device, mesh, base, queries, count, allowed, each, *of_queries):
+    """What all devices find together, given to all; base and `allowed` are divided by rows, the others by queries."""
+    row, column = (*mesh.axis_names, None)[:2]
+    rows, some, both = PartitionSpec(row), PartitionSpec(column), PartitionSpec(column, row)
+    specs = (rows, some, PartitionSpec(), rows, both, *(some for _ in of_queries))
+    divided = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=some, check_vma=False)
+    answer = divided(base, queries, count, allowed, each, *of_queries)
     return lax.with_sharding_constraint(answer, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -242,21 +237,7 @@ def _graph_program(graph, queries, count, allowed, each, *, mesh, k, beam, chunk
         found = _beam.search(own, queries, here, k, beam, each if allowed is None else allowed, chunk)
         return _merged(row, *found, first, k)
 
-    divided = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(
-            PartitionSpec(row),
-            PartitionSpec(column),
-            PartitionSpec(),
-            PartitionSpec(row),
-            PartitionSpec(column, row),
-        ),
-        out_specs=PartitionSpec(column),
-        check_vma=False,
-    )
-    answer = divided(graph, queries, count, allowed, each)
-    return lax.with_sharding_constraint(answer, NamedSharding(mesh, PartitionSpec()))
+    return _everywhere(on_device, mesh, graph, queries, count, allowed, each)
 
 
 def compared(graph: ShardedGraph, queries: Any, mask: Any, *, k: int) -> Neighbours:

@@ -59,8 +59,8 @@ def law(weights):
 def mean_symbol(weights):
     """(m, S, nodes, n) -> (m, nodes, n)"""
     # Sums of sums: S additions to the total and S to the mean, in one pass over the weights.
-    total = mean = weights[:, -1]
-    for s in range(weights.shape[1] - 2, 0, -1):
+    total = mean = jnp.zeros_like(weights[:, 0])
+    for s in range(weights.shape[1] - 1, 0, -1):
         total = total + weights[:, s]
         mean = mean + total
     return mean / (total + weights[:, 0])
