@@ -99,6 +99,9 @@ def clip_in_groups(head, candidates, log_scale, image, text):
     return jax.vmap(lambda a, b: clip(pairwise(head, log_scale, a, b)))(*groups)
 
 
+# Rows of leaves that all members embed at once: with the 81 tokens of the preset paper their attention takes 1 GiB.
+ROWS = 1024
+
 # What trained encoders do ---------------------------------------------------------------------------------------------
 
 
@@ -123,8 +126,16 @@ def _applied(size, head, params, leaves, gates, *, kept):
             return net.apply(params, x, gates=gates)
         return net.apply(params, x, gates=gates, mutable="intermediates")[1]["intermediates"]["states"][0]
 
-    axes = (0, None if gates is None else 0, 0 if leaves.ndim == 3 else None)
-    return jax.vmap(one, axes)(params, gates, leaves)
+    def all_members(leaves):
+        axes = (0, None if gates is None else 0, 0 if leaves.ndim == 3 else None)
+        return jax.vmap(one, axes)(params, gates, leaves)
+
+    n = leaves.shape[0]
+    if kept or leaves.ndim == 3 or n <= ROWS:
+        return all_members(leaves)
+    parts = jnp.pad(leaves, ((0, -n % ROWS), (0, 0))).reshape(-1, ROWS, leaves.shape[1])
+    found = jnp.moveaxis(jax.lax.map(all_members, parts), 0, 1)
+    return found.reshape(found.shape[0], -1, found.shape[-1])[:, :n]
 
 
 def scores(size, head, params, image, text, gates=None):

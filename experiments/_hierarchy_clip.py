@@ -62,7 +62,7 @@ from experiments._clip_encoders import (
     states,
 )
 from experiments._side_by_side import one_object
-from experiments._training import LONG, finished, parameters, room
+from experiments._training import LONG, finished, one_thread, parameters, room
 from theorykit import training
 from theorykit.surrogate import hierarchy
 
@@ -152,7 +152,8 @@ def train_clip(
     loss, rows = _loss(size, head, guided, same), to_rows(start(size, head, keys))
     optimizer, augment = adam(size.learning_rate, size.warm_up, steps), _batches(size, guided)
     if members * steps >= LONG:
-        training.check_memory(loss.seen, rows, data, optimizer=optimizer, augment=augment, memory=room())
+        mesh = options.get("mesh")
+        training.check_memory(loss.seen, rows, data, optimizer=optimizer, augment=augment, memory=room(), mesh=mesh)
     done = training.train(
         loss,
         rows,
@@ -164,6 +165,7 @@ def train_clip(
         metrics=None if metrics is None else _of_rows(metrics, size, head),
         metric_steps=metric_steps,
         settings={**dataclasses.asdict(size), "head": head, "candidates": candidates, "all steps": steps},
+        compiler_options=one_thread(),
         **options,
     )
     done = finished(done, "the training of CLIP pairs", options.get("checkpoint"))

@@ -29,7 +29,7 @@ import scipy.special
 from experiments import _hierarchy_exact
 from experiments._hierarchy_clip import MODALITIES, adam, clip_in_groups, shuffled_rows, sum_over_members
 from experiments._side_by_side import one_object
-from experiments._training import LONG, checkpoints, finished, parameters
+from experiments._training import LONG, checkpoints, finished, one_thread, parameters, room
 from theorykit import encoders, similarity, training
 from theorykit.surrogate import denoisers, downstream, hierarchy, information_loss, risk
 from theorykit.surrogate.hierarchy import Hierarchy
@@ -163,12 +163,13 @@ def encoder(kind: str, config):
     return encoders.Transformer(config.width, config.width, tokens=shape, depth=2, parametrisation="standard")
 
 
-def train(kind, config, keys, samples, counts, gates, *, steps):
+def train(kind, config, keys, samples, counts, gates, *, label, steps):
     """Parameters (members, ...) after each number of `steps`, on the host.
 
     keys : (members,), of the initial parameters and the batches.
     samples : (image, text), (members, n, T); counts : (members,), powers of two, of those that are used.
     gates : (members, 2) of the blocks, for transformers.
+    label : of the folder of checkpoints.
     """
     for_weights, for_batches = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in range(2))
     loss, params = _objective(kind, config), _start(kind, config, for_weights)
@@ -179,8 +180,8 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
         len(keys) * steps[-1],
     )
     if updates >= LONG:
-        training.check_memory(loss.seen, params, data, optimizer=optimizer, augment=augment)
-    kept = checkpoints(f"{kind}-training", updates)
+        training.check_memory(loss.seen, params, data, optimizer=optimizer, augment=augment, memory=room())
+    kept = checkpoints(f"{label}-training", updates)
     run = training.train(
         loss,
         params,
@@ -191,6 +192,7 @@ def train(kind, config, keys, samples, counts, gates, *, steps):
         augment=augment,
         metrics=parameters,
         metric_steps=steps,
+        compiler_options=one_thread(),
         **kept,
     )
     return jax.device_get(finished(run, "the training", kept.get("checkpoint")).metrics)

@@ -2,9 +2,9 @@
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
+from functools import cache, partial, wraps
 
 import jax
 
@@ -20,19 +20,43 @@ def side_by_side(function: Callable, cells: Iterable[Sequence]) -> list:
     No cell may depend on another. The first error stops what has not begun. Threads start with jax's defaults, so the
     caller's precision is set again in each.
     """
-    x64 = jax.config.jax_enable_x64
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return _results(pool, [_begin(pool, partial(function, *cell)) for cell in cells])
 
-    def call(context, cell):
-        with jax.enable_x64(x64):
-            return context.run(function, *cell)
+
+def side_by_side_after(cells: Mapping[str, tuple[Callable, Sequence[str]]]) -> dict:
+    """Values {label: function(*values of the labels it needs)} of cells {label: (function, labels)}.
+
+    A cell comes after those that it needs. Cells begin in the order given, so one that waits for another waits for a
+    cell that has begun: give first what others need.
+    """
+    begun = {}
+
+    def call(function, needed):
+        return function(*(future.result() for future in needed))
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        begun = [pool.submit(call, contextvars.copy_context(), cell) for cell in cells]
-        try:
-            return [future.result() for future in begun]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for label, (function, labels) in cells.items():
+            begun[label] = _begin(pool, partial(call, function, [begun[needed] for needed in labels]))
+        return dict(zip(begun, _results(pool, list(begun.values())), strict=True))
+
+
+def _begin(pool, function):
+    x64, context = jax.config.jax_enable_x64, contextvars.copy_context()
+
+    def call():
+        with jax.enable_x64(x64):
+            return context.run(function)
+
+    return pool.submit(call)
+
+
+def _results(pool, begun):
+    try:
+        return [future.result() for future in begun]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def one_object(function: Callable) -> Callable:

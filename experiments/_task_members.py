@@ -75,7 +75,7 @@ def check_memory(config):
     """Raise MemoryError if the largest ensembles, those of the tasks with all variants, do not fit."""
     for task in config.conditional:
         hs, keys, variant = members(config, 0, config.variants)
-        models.check_memory(config.size, task, hs, keys, variant, config.steps)
+        models.check_memory(config.size, task, hs, keys, variant, config.steps, _mesh(len(keys)))
 
 
 def blank(config, kept):

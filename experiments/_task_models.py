@@ -35,7 +35,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import _hierarchy_clip as clip
 from experiments._side_by_side import BRIEFLY, one_object
-from experiments._training import finished, room
+from experiments._training import finished, one_thread, room
 from theorykit import encoders, training
 from theorykit.surrogate import hierarchy
 
@@ -215,12 +215,12 @@ def _arguments(size, task, hs, keys, variant, params, steps):
     return (_loss(size, task, guided), params, data), settings
 
 
-def check_memory(size, task, hs, keys, variant, steps):
+def check_memory(size, task, hs, keys, variant, steps, mesh=None):
     """Raise MemoryError, with an estimate, if the training of these members does not fit; from shapes alone."""
     fresh = lambda keys: start(size, task, keys, clip.initial(size, HEAD, keys)[GIVEN[task]])  # noqa: E731
     rows = jax.eval_shape(lambda keys: clip.to_rows(fresh(keys)), keys)
     (loss, *arrays), settings = _arguments(size, task, hs, keys, variant, rows, steps)
-    training.check_memory(loss.seen, *arrays, memory=room(), **settings)
+    training.check_memory(loss.seen, *arrays, memory=room(), mesh=mesh, **settings)
 
 
 def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, **options):
@@ -237,7 +237,7 @@ def train(size, task, hs, keys, variant, encoder, steps, *, compile_only=False, 
     arrays, settings = _arguments(size, task, hs, keys, variant, rows, steps)
     # Of the steps; what a member draws follows from its own key as well.
     key = jax.random.key(0)
-    told = {**dataclasses.asdict(size), "task": task, "all steps": steps}
+    settings |= {"settings": {**dataclasses.asdict(size), "task": task, "all steps": steps}}
     done = 0 if compile_only else steps
-    run = training.train(*arrays, steps=done, key=key, settings=told, **settings, **options)
+    run = training.train(*arrays, steps=done, key=key, compiler_options=one_thread(), **settings, **options)
     return finished(run, f"the training of {task}", options.get("checkpoint"))

@@ -14,6 +14,14 @@ LONG = 6_000
 EVERY = 250
 
 
+def one_thread() -> dict:
+    """Compiler options of programs of small matrices that run side by side: each product by one thread of the CPU.
+
+    By two threads a step of the transformers takes a third more processor time.
+    """
+    return {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
+
+
 def parameters(params):
     """The parameters themselves, as `metrics` of a training: one object, so that programs are compiled once."""
     return params

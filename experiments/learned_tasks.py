@@ -58,7 +58,7 @@ from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_members as members
 from experiments import _task_verdicts as judged
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import side_by_side_after
 from experiments._task_members import VARIANTS, pairs_of
 from experiments._task_verdicts import KINDS, REFERENCE, TASKS
 from theorykit import results, verify
@@ -155,40 +155,50 @@ def run(config: Config) -> dict[str, np.ndarray]:
     hierarchy; shift/<kind>/mixed/<task> (seeds, shifted): against that of training, told of another sample.
     """
     members.check_memory(config)
-    seeds = range(config.seeds)
-    pairs = [(f"pairs-{seed}", partial(members.train_pairs, config, seed)) for seed in seeds]
+    tasks, seeds = config.conditional, range(config.seeds)
+    pairs = {f"pairs-{seed}": (partial(members.train_pairs, config, seed), ()) for seed in seeds}
     # While the first pairs train, the programs of the other tasks and that of the measurements are compiled.
-    compiled = [("", partial(members.train_network, config, 0, task, None)) for task in config.conditional]
-    compiled += [
-        ("", partial(function, config, 0, *members.blank(config, kept)))
-        for function, kept in ((_measured, "rows"), (_along, "along"))
-    ]
-    found = _each(config, [*pairs[:1], *compiled, *pairs[1:]])
-    of_pairs = [found[label] for label, _ in pairs]
-    cells = [
-        (f"{task}-{seed}", partial(members.train_network, config, seed, task, jnp.asarray(of_pairs[seed]["rows"])))
-        for seed in seeds
-        for task in config.conditional
-    ]
-    found = _each(config, cells)
-    cells = []
-    for name, function, kept in (("measured", _measured, "rows"), ("along", _along, "along")):
-        for seed in seeds:
-            networks = {task: jnp.asarray(found[f"{task}-{seed}"][kept]) for task in config.conditional}
-            trained = jnp.asarray(of_pairs[seed][kept])
-            cells.append((f"{name}-{seed}", partial(function, config, seed, trained, networks)))
-    found = _each(config, cells)
+    compiled = {f"compile {task}": (partial(members.train_network, config, 0, task, None), ()) for task in tasks}
+    for function, kept in ((_measured, "rows"), (_along, "along")):
+        compiled[f"compile {kept}"] = (partial(function, config, 0, *members.blank(config, kept)), ())
+    cells = dict([*pairs.items()][:1]) | compiled | pairs
+    for seed in seeds:
+        for task in tasks:
+            cells[f"{task}-{seed}"] = (partial(_network, config, seed, task), (f"pairs-{seed}",))
+    for seed in seeds:
+        trained = [f"{what}-{seed}" for what in ("pairs", *tasks)]
+        cells[f"measured-{seed}"] = (partial(_of_trained, _measured, "rows", config, seed), trained)
+        cells[f"along-{seed}"] = (partial(_of_trained, _along, "along", config, seed), trained)
+    found = _each(cells)
     of_seeds = [found[f"measured-{seed}"] | found[f"along-{seed}"] for seed in seeds]
     return {name: np.stack([arrays[name] for arrays in of_seeds]) for name in of_seeds[0]}
 
 
-def _each(config, cells):
-    """Values of labelled cells, kept as parts: side by side, or one after the other where each takes all devices."""
+def _network(config, seed, task, pairs):
+    return members.train_network(config, seed, task, jnp.asarray(pairs["rows"]))
 
-    def of(label, function):
-        return (label, results.part(label, function) if label else function())
 
-    return dict(side_by_side(of, cells) if len(jax.devices()) == 1 else [of(*cell) for cell in cells])
+def _of_trained(measure, kept, config, seed, pairs, *networks):
+    networks = {task: jnp.asarray(trained[kept]) for task, trained in zip(config.conditional, networks, strict=True)}
+    return measure(config, seed, jnp.asarray(pairs[kept]), networks)
+
+
+def _each(cells):
+    """Values of labelled cells, all but programs that are compiled kept as parts.
+
+    Side by side, or one after the other where each takes all devices.
+    """
+
+    def of(label, function, *needed):
+        return function(*needed) if label.startswith("compile") else results.part(label, partial(function, *needed))
+
+    cells = {label: (partial(of, label, function), needed) for label, (function, needed) in cells.items()}
+    if len(jax.devices()) == 1:
+        return side_by_side_after(cells)
+    found = {}
+    for label, (function, needed) in cells.items():
+        found[label] = function(*(found[name] for name in needed))
+    return found
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------

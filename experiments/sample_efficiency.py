@@ -47,10 +47,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from experiments import _sample_sets as sets
 from experiments._claims import pair
+from experiments._side_by_side import side_by_side
 from theorykit import results, verify
 
 DERIVED, OKO = "derivation", "expected after Oko, Lin, Cai, Mei (arXiv 2501.04641), of shallow transformers"
@@ -145,13 +145,24 @@ def run(config: Config) -> dict[str, np.ndarray]:
     }
     for law in (TREE, FRESH, STAR):
         found[f"information/{law}"] = np.array([sets.information(world.joints[law]) for world in worlds])
-    networks = (MLP, TRANSFORMER) if config.transformer else (MLP,)
-    for network in tqdm(networks, desc="sample_efficiency", disable=None):
-        found |= results.part(network, partial(_ensemble, config, network, worlds, laws, least))
+    cells = [(MLP, MLP, slice(None))]
+    if config.transformer:
+        # Dearer than the MLPs: in two parts by seeds, one of them beside the MLPs.
+        some, others = slice(None, config.seeds // 2), slice(config.seeds // 2, None)
+        cells = [("transformer-0", TRANSFORMER, some), *cells, ("transformer-1", TRANSFORMER, others)]
+
+    def ensemble(label, network, part):
+        of_seeds = ({law: a[part] for law, a in values.items()} for values in (laws, least))
+        return results.part(label, partial(_ensemble, config, network, label, worlds[part], *of_seeds))
+
+    of_cells = side_by_side(ensemble, cells)
+    for network in dict.fromkeys(network for _, network, _ in cells):
+        parts = [arrays for (_, of, _), arrays in zip(cells, of_cells, strict=True) if of == network]
+        found |= {name: np.concatenate([arrays[name] for arrays in parts]) for name in parts[0]}
     return found
 
 
-def _ensemble(config, network, worlds, laws, least):
+def _ensemble(config, network, label, worlds, laws, least):
     trained = variants(config, network)
     members = [(v, n, world) for v in trained for n in v.samples for world in worlds]
     parts = [np.stack([world.samples[v.law][side] for v, _, world in members]) for side in (0, 1)]
@@ -163,6 +174,7 @@ def _ensemble(config, network, worlds, laws, least):
         tuple(part[:, config.validation :] for part in parts),
         np.array([n for _, n, _ in members], np.int32),
         gates,
+        label=label,
         steps=[config.steps * c // CHECKPOINTS for c in range(1, CHECKPOINTS + 1)],
     )
     held = tuple(part[:, : config.validation] for part in parts)

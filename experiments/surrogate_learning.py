@@ -97,26 +97,27 @@ def run(config: Config) -> dict[str, np.ndarray]:
     # All members of one level of noise are trained by one program.
     levels, candidates = len(config.levels), np.repeat(TRAINED, config.seeds)
     cells = [(f"trained-{p:g}", partial(_train, config, size, p, HEAD, candidates)) for p in config.levels]
-    if config.compared is not None:
-        cells += [
-            (f"head-{head}", partial(_train, config, size, config.compared, head, TRAINED[SHOWN]))
-            for head in networks.HEADS
-        ]
-    of_all = [found["tables"] for found in side_by_side(results.part, cells)]
-    tables, of_heads = of_all[:levels], of_all[levels:]
+    heads = [] if config.compared is None else networks.HEADS
+    others = [(f"head-{head}", partial(_train, config, size, config.compared, head, TRAINED[SHOWN])) for head in heads]
+    # Two cells of one program that begin together would both compile it.
+    first, *last = side_by_side(results.part, [cells[0], *others, *cells[1:]])
+    of_heads, tables = last[: len(heads)], [first, *last[len(heads) :]]
+    of_heads, tables = ([found["tables"] for found in part] for part in (of_heads, tables))
     cells = [(f"exact-{p:g}", partial(_losses, size, p, t)) for p, t in zip(config.levels, tables, strict=True)]
     first = np.stack([t[SHOWN * config.seeds, :-1] for t in tables])
     hs = networks.hierarchies(size, jax.random.key(0), config.levels)
-    # First, since it takes longest.
-    cells.insert(0, ("identities", partial(_score_identities.both_sides, hs, first)))
-    cells.insert(1, ("sampled", partial(_sampled, config, hs, first)))
+    others = {
+        "identities": partial(_score_identities.both_sides, hs, first),
+        "sampled": partial(_sampled, config, hs, first),
+    }
     if of_heads:
-        cells.append(("heads", partial(_losses, size, config.compared, np.concatenate(of_heads)[:, -2:-1])))
-    arrays, sampled, *found = side_by_side(results.part, cells)
+        others["heads"] = partial(_losses, size, config.compared, np.concatenate(of_heads)[:, -2:-1])
+    of_level, *last = side_by_side(results.part, [cells[0], *others.items(), *cells[1:]])
+    arrays, sampled, *compared = last[: len(others)]
     arrays |= sampled
-    if of_heads:
-        arrays |= {f"heads/{name}": _by_head(config, found[-1][name]) for name in ("excess", "sufficiency")}
-        found = found[:-1]
+    for found in compared:
+        arrays |= {f"heads/{name}": _by_head(config, found[name]) for name in ("excess", "sufficiency")}
+    found = [of_level, *last[len(others) :]]
     for name in found[0]:
         values = np.stack([losses[name] for losses in found])
         arrays[name] = values.reshape(levels, len(TRAINED), config.seeds, *values.shape[2:])

@@ -358,3 +358,14 @@ def test_a_diverged_run_resumes_as_diverged(tmp_path):
     assert_identical(alone[:2], first[:2])
     assert first.status == again.status == "diverged"
     assert_identical(first[:4], again[:4])
+
+
+def test_compiler_options_change_how_it_is_compiled_and_not_what_is_learnt():
+    params, data = regression()
+    plain, optioned = (
+        train(squared_error, params, data, optimizer=SGD, steps=5, compiler_options=options)
+        for options in ({}, {"xla_cpu_multi_thread_eigen": False, "xla_backend_optimization_level": 0})
+    )
+    np.testing.assert_allclose(plain.losses, optioned.losses, rtol=1e-6)
+    with pytest.raises(Exception, match="No such compile option: 'no_such_option'"):
+        train(squared_error, params, data, optimizer=SGD, steps=5, compiler_options={"no_such_option": 1})

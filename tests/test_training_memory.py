@@ -1,12 +1,14 @@
 """The estimate of a training's memory against the compiler's own account, and the refusal of what does not fit."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
 from test_training import ADAM, MOMENTUM, contrast, jitter, regression, squared_error
 
 from theorykit import losses, similarity
@@ -76,6 +78,15 @@ def test_batches_augmentation_and_momentum_are_counted():
     larger = memory_bytes(squared_error, params, data, optimizer=ADAM, batch_size=50, augment=jitter)
     queue = memory_bytes(contrast, params, data, optimizer=ADAM, momentum_encoder=MOMENTUM._replace(queue_size=1000))
     assert drawn < larger and plain + 2 * 1000 * 3 * 4 <= queue
+
+
+def test_on_a_mesh_the_batch_is_divided_and_the_state_is_not():
+    params, data = regression()
+    of = partial(memory_bytes, squared_error, params, data, optimizer=ADAM, batch_size=4)
+    one, two, four = (of(mesh=AbstractMesh((devices,), ("rows",))) for devices in (1, 2, 4))
+    assert one == of()
+    batch = 4 * (3 + 1) * 4  # rows of three numbers and a target; and residuals
+    assert one - two == 2 * (two - four) >= batch / 2
 
 
 def test_shapes_alone_are_enough_and_nothing_is_compiled():

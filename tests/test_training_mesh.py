@@ -25,6 +25,7 @@ import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from theorykit import training
+from theorykit._training_step import advance
 
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -106,7 +107,7 @@ found["resumed"] = difference(rest[:3], whole[:3])
 program = training.Program(loss, adam, 16, None, None, meshes["Auto"])
 placed = training._placed(program, params, data, jax.random.key(1))
 state = training.start(program, *placed)
-text = training.advance.lower(program, state, *placed[1:], 9).compile().as_text()
+text = advance.lower(program, state, *placed[1:], 9).compile().as_text()
 found["rows of a device"] = "f32[2,3]" in text
 found["sums over devices"] = "all-reduce" in text
 

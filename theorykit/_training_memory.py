@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 
 from theorykit._memory import free_bytes
@@ -22,20 +23,23 @@ def memory_bytes(
     batch_size: int | None = None,
     augment: Callable | None = None,
     momentum_encoder: MomentumEncoder | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> int:
-    """Estimate of the bytes that `train` holds at its peak, on one device, from shapes alone: nothing is compiled.
+    """Estimate of the bytes that `train` holds at its peak, on each device, from shapes alone: nothing is compiled.
 
-        data + 2 · state + batch + residuals,    state = parameters, gradient, optimiser's state, order of the rows, ...
+        data + 2 · state + (batch + residuals) / devices
+        state = parameters, gradient, optimiser's state, order of the rows, ...
 
     Two states, because a step keeps the last one until the next is known to be finite. Residuals are what the backward
     pass keeps of the forward pass, by the trace of `jax.vjp`. The compiler may recompute some of them and needs room
-    for a few arrays while it works, so the estimate is of the right size and not exact.
+    for a few arrays while it works, so the estimate is of the right size and not exact. On a mesh the batch is divided,
+    and so is a full batch without augmentation, which is the data.
 
     Parameters
     ----------
-    loss, params, data, optimizer, batch_size, augment, momentum_encoder
+    loss, params, data, optimizer, batch_size, augment, momentum_encoder, mesh
         As in `train`. Parameters and data may also be trees of `jax.ShapeDtypeStruct`, so that nothing large need
-        exist yet.
+        exist yet, and the mesh may be an `AbstractMesh`.
 
     Returns
     -------
@@ -51,8 +55,10 @@ def memory_bytes(
     state = start.eval_shape(program, params, data, key)
     batch, kept = jax.eval_shape(partial(residuals, program), state, data, key)
     # The full batch without augmentation is the data themselves.
-    own = batch if batch_size is not None or augment is not None else None
-    return _bytes(data) + 2 * _bytes(state) + _bytes(own) + _bytes(kept)
+    drawn = batch_size is not None or augment is not None
+    whole, divided = (data, (batch, kept)) if drawn else (None, (data, kept))
+    devices = 1 if mesh is None else mesh.size
+    return _bytes(whole) + 2 * _bytes(state) + -(-_bytes(divided) // devices)
 
 
 def check_memory(
@@ -73,7 +79,7 @@ def check_memory(
     memory
         Bytes allowed; None for what is free on the first device. Where that is not known, nothing is refused.
     **settings
-        batch_size, augment and momentum_encoder of `train`.
+        batch_size, augment, momentum_encoder and mesh of `train`.
 
     Returns
     -------

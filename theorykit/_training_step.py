@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -226,8 +226,7 @@ def _warm_up(program: Program, params, data, key, order):
     return keys.reshape(-1, keys.shape[-1])[-size:]
 
 
-@partial(jax.jit, static_argnames="program")
-def advance(program: Program, state: State, data, key, stop):
+def _advance(program: Program, state: State, data, key, stop):
     """Go on until `stop` updates are done, at most LONGEST_CHUNK further; the state, losses, and whether it failed.
 
     From step -1 the first pass makes no update and only evaluates. So the loss is compiled once, in this loop.
@@ -251,6 +250,15 @@ def advance(program: Program, state: State, data, key, stop):
 
     losses = jnp.zeros(LONGEST_CHUNK, state.loss.dtype)
     return lax.while_loop(going, one, (state, losses, jnp.asarray(False)))
+
+
+advance = jax.jit(_advance, static_argnames="program")
+
+
+@cache
+def advance_by(options: tuple[tuple[str, str | bool | int | float], ...]) -> Callable:
+    """`advance`, compiled with options of XLA; the same object for the same ones, so that it compiles once."""
+    return jax.jit(_advance, static_argnames="program", compiler_options=dict(options)) if options else advance
 
 
 @partial(jax.jit, static_argnums=0)

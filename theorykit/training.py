@@ -37,7 +37,7 @@ from jaxtyping import Array, Key, PyTree
 from tqdm import tqdm
 
 from theorykit._training_memory import check_memory, memory_bytes
-from theorykit._training_step import LONGEST_CHUNK, MomentumEncoder, Program, State, advance, measure, start
+from theorykit._training_step import LONGEST_CHUNK, MomentumEncoder, Program, State, advance_by, measure, start
 
 __all__ = ["MomentumEncoder", "Run", "State", "check_memory", "memory_bytes", "objective", "train"]
 
@@ -93,6 +93,7 @@ def train(
     checkpoint_every: int | None = None,
     settings: Mapping[str, object] = MappingProxyType({}),
     mesh: Mesh | None = None,
+    compiler_options: Mapping[str, str | bool | int | float] = MappingProxyType({}),
     progress: bool = True,
 ) -> Run:
     """Minimise a loss by `steps` updates of an optax optimiser.
@@ -148,6 +149,9 @@ def train(
         A one-dimensional mesh of devices for data parallelism: every array of the batch is divided along its leading
         axis, whose length the number of devices must divide; parameters and optimiser's state are on all devices. The
         result is that of one device to rounding, since sums over the batch are taken in another order.
+    compiler_options
+        Options of XLA for the compiled loop. With {"xla_cpu_multi_thread_eigen": False} a CPU multiplies matrices by
+        one thread: faster for small matrices (width 32: by a quarter), and for several trainings side by side.
     progress
         Draw a progress bar with the loss, if stderr is a terminal.
 
@@ -170,6 +174,7 @@ def train(
     # With explicit axes, which jax.make_mesh gives, shardings would be a part of the types that the loss sees.
     mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
     program = Program(loss, optimizer, batch_size, augment, momentum_encoder, mesh)
+    advance = advance_by(tuple(sorted(compiler_options.items())))
     wanted = [_integer("A metric step", m) for m in metric_steps]
     _check_arguments(program, steps, key, metrics, wanted, checkpoint, checkpoint_every)
     _check_arrays(params, data, batch_size)
