@@ -23,6 +23,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import Mesh, PartitionSpec
 
+from experiments._side_by_side import BRIEFLY
 from theorykit import search
 
 # Elementwise operations count one for each number they make, reductions one for each that they take in less those that
@@ -70,7 +71,7 @@ def instrumented(function: Callable, *arrays: Any) -> Callable:
     _collect(traced.jaxpr, sites, costs)
     products, arithmetic = np.array(costs, dtype=object).T  # Python's integers do not overflow
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=BRIEFLY)
     def program(*arrays):
         return _execute(traced.jaxpr, traced.consts, jax.tree.leaves(arrays), sites)
 

@@ -29,7 +29,7 @@ from jax import lax
 from tqdm import tqdm
 
 from experiments import _search
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import BRIEFLY, side_by_side
 from theorykit import results, search, verify
 
 SOURCE = "derivation (operations of a product of matrices, of a best-first search)"
@@ -66,9 +66,9 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        rows=(1024, 4096),
+        rows=(1024, 2048),
         others=((64, 1024),),
-        seeds=6,
+        seeds=5,
         beams=(10, 16, 32),
         memory_sizes=((2**17, 128, 2048),),
         devices=(),
@@ -101,6 +101,7 @@ def run(config: Config) -> dict[str, np.ndarray]:
         bar.update()
         beams = {n: config.beams if n == max(config.rows) else (config.beam,) for n in config.rows}
         searches = [(n, beam) for n in reversed(config.rows) for beam in sorted({config.beam, *beams[n]})]
+        searches.append((config.rows[0], None))
         searched = dict(zip(searches, side_by_side(partial(_searched, config, built), searches), strict=True))
         bar.update()
         arrays = {"points": np.array(_points(config)), **found["count", None]}
@@ -113,7 +114,7 @@ def run(config: Config) -> dict[str, np.ndarray]:
             arrays[f"graph/{name}"] = np.stack([searched[n, config.beam][name] for n in config.rows], axis=1)
             arrays[f"beam/{name}"] = np.stack([searched[max(config.rows), b][name] for b in config.beams], axis=1)
         arrays |= {f"first/{name}": value for name, value in searched[first, config.beam].items()}
-        arrays |= _complete(config, built[first])
+        arrays |= searched[first, None]
         memory = [found["memory", sizes] for sizes in config.memory_sizes]
         arrays |= {f"memory/{name}": np.array([one[name] for one in memory]) for name in memory[0]}
         if config.devices:
@@ -161,7 +162,12 @@ def _size(config, n, built):
 
 
 def _searched(config, built, n, beam):
-    """Operations, recall, and recall with random edges, by seed; for the fewest rows ids and distances as well."""
+    """Operations, recall, and recall with random edges, by seed; for the fewest rows ids and distances as well.
+
+    Without a beam: searches that visit all rows.
+    """
+    if beam is None:
+        return _complete(config, built[n])
 
     def query(graph, queries):
         return search.query_graph(graph, queries, config.k, beam=beam)
@@ -209,7 +215,7 @@ def _memory(config, sizes):
         "at once": lambda base, queries: lax.top_k(-_lower_bounds(base, queries).T, config.k),
     }
     return {
-        name: float(jax.jit(program).lower(*forms).compile().memory_analysis().temp_size_in_bytes)
+        name: float(jax.jit(program).lower(*forms).compile(BRIEFLY).memory_analysis().temp_size_in_bytes)
         for name, program in programs.items()
     }
 
@@ -232,7 +238,7 @@ def _count(config, _):
         return [jnp.min(_lower_bounds(tile, queries), axis=0) for tile in tiles(base)]
 
     _, work = _search.instrumented(loop, base, queries)(base, queries)
-    by_xla = [jax.jit(f).lower(base, queries).compile().cost_analysis()["flops"] for f in (loop, unrolled)]
+    by_xla = [jax.jit(f).lower(base, queries).compile(BRIEFLY).cost_analysis()["flops"] for f in (loop, unrolled)]
     names = ("counted", "XLA, loop", "XLA, unrolled")
     counts = (work.products + work.arithmetic, *by_xla)
     return {f"count/{name}": np.array([int(count)]) for name, count in zip(names, counts, strict=True)}

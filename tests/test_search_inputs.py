@@ -211,3 +211,14 @@ def test_what_is_no_matrix_of_real_numbers_is_refused(call, dtype, shape):
     error, message = (ValueError, "has shape") if real else (TypeError, "has dtype")
     with pytest.raises(error, match=f"^{call} {message}"):
         CALLS[call](np.ones(shape, np.float32 if real else dtype))
+
+
+def test_entries_whose_squares_overflow_are_judged_one_by_one():
+    # The sum of squares, which is asked first, says nothing here; cosine takes every float32.
+    base = np.full((5, 3), 1e30, np.float32)
+    assert knn(base, base[:1], 2, metric="cosine").ids.tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="base: row 0 holds 1e"):
+        knn(base, base[:1], 2)
+    base[3, 1] = np.nan
+    with pytest.raises(ValueError, match="base: row 3 holds a NaN"):
+        knn(base, base[:1], 2, metric="cosine")

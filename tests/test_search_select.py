@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from benchmarks.search_gpu import longest_sort_of
 from theorykit.search import select
 
 DTYPES = ["float32", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "uint32"]
@@ -84,3 +85,28 @@ def test_no_full_sort_stands_where_a_selection_should():
 
     text = jax.jit(lowest).lower(jnp.zeros((16, 4096))).compile().as_text()
     assert " sort(" not in text and "TopK" in text
+
+
+def text_of(function, shape):
+    return jax.jit(function).lower(jnp.zeros(shape)).compile().as_text()
+
+
+@pytest.mark.parametrize(("function", "longest"), [
+    (lambda x: jnp.sort(x, axis=1), 37),
+    (lambda x: jnp.sort(x, axis=0), 5),
+    # One sort of numbers together with their places.
+    (lambda x: jnp.argsort(x, axis=1), 37),
+    (lambda x: (jnp.sort(x[:, :9], axis=1), jnp.sort(x, axis=0)), 9),
+    (lambda x: x + 1, 0),
+])  # fmt: skip
+def test_the_longest_sort_of_a_compiled_program_is_found(function, longest):
+    assert longest_sort_of(text_of(function, (5, 37))) == longest
+
+
+def test_a_sort_by_radix_counts_and_a_selection_does_not():
+    # As programs for GPUs name them.
+    radix = '%s = (f32[64,4096]{1,0}, u8[767]{0}) custom-call(%x), custom_call_target="__cub$DeviceRadixSort"'
+    selection = '%t = (f32[64,16]{1,0}, s32[64,16]{1,0}) custom-call(%x), custom_call_target="__gpu$TopK"'
+    assert longest_sort_of(f"{selection}\n{radix}") == 4096
+    assert longest_sort_of(selection) == 0
+    assert longest_sort_of(text_of(lambda x: select.smallest(x, 9)[0], (16, 4096))) == 0

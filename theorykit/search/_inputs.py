@@ -141,6 +141,13 @@ def _to_float32(x):
 
 def _check_values(name, rows, metric):
     limit = np.float32(largest_entry(rows.shape[1]) if metric in ("l2", "ip") else np.finfo(np.float32).max)
+    if isinstance(rows, np.ndarray):
+        # One pass at the speed of memory. Sums of squares never fall, however they are rounded, so that this one is no
+        # less than the largest square, rounded; a NaN, or large entries, go on to the passes below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(np.vdot(rows, rows))
+        if total <= min(float(limit) ** 2 / 2, float(np.finfo(np.float32).max)):
+            return
     # Minimum and maximum hand NaN on, and need no temporary array.
     lowest, highest = float(rows.min()), float(rows.max())
     if -limit <= lowest and highest <= limit:

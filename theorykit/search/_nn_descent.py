@@ -38,8 +38,7 @@ def nearest_lists(
     """Approximate or exact nearest neighbours of all rows, itself excluded; tell() hears what begins."""
     if exact:
         tell("neighbours")
-        ids = knn_graph(rows, k).ids
-        return jnp.where(ids < 0, rows.shape[0], ids)
+        return knn_graph(rows, k).ids
     squared = jnp.sum(rows * rows, axis=1)
     leaves = 2 ** max(0, math.ceil(math.log2(rows.shape[0] / LEAF)))
     distances, ids = (

@@ -166,25 +166,30 @@ def _frames(rows, queries, count, counted, metric, plan):
         # Products with ones, since processors do not vectorise sums along the last axis.
         return jnp.matmul(x * x, ones, precision="highest")
 
-    def loss(x):
-        # The largest relative error of a vector that is rounded to bfloat16. The factor covers roundings of norms.
-        squares = norms(x - _rounded(x)) / jnp.maximum(norms(x), jnp.finfo(jnp.float32).tiny)
-        return jnp.sqrt(jnp.max(squares)) * (1 + (d + 4) * ROUNDOFF)
+    def loss(x, squares):
+        # The largest relative error of a vector that is rounded to bfloat16, squared.
+        return jnp.max(norms(x - _rounded(x)) / jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
-    def precisions(centre):
+    def precisions(of_rows, of_queries):
         """Relative error of a product of rounded factors, and roundings of each addition, of every frame."""
         if not plan.reduced:
             return [(product, accumulation)]
-        a = jnp.max(over_tiles(lambda tile: loss(tile - centre[None])))
-        b = loss(queries - centre[None])
+        # The factor covers roundings of norms.
+        a, b = (jnp.sqrt(squared) * (1 + (d + 4) * ROUNDOFF) for squared in (of_rows, of_queries))
         # |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|. Products of bfloat16 are exact, and sums that are cut
         # off instead of rounded are covered.
         return [(a + b + a * b, 2), (product, accumulation)]
 
+    def measure(x):
+        """Squared norms, and with products of bfloat16 the loss."""
+        squares = norms(x)
+        return squares, loss(x, squares) if plan.reduced else jnp.float32(0)
+
     centre = jnp.zeros((d,), jnp.float32)
     if metric == "cosine":
         zero = jnp.all(queries == 0, axis=1)
-        margins = [w + (steps * d + 3 * pair + 20) * ROUNDOFF for w, steps in precisions(centre)]
+        found = precisions(jnp.max(over_tiles(measure)[1]), measure(queries)[1])
+        margins = [w + (steps * d + 3 * pair + 20) * ROUNDOFF for w, steps in found]
         return [Frame(centre, infinite, jnp.where(zero, 1.0, 1.0 - margin), zero) for margin in margins]
     if metric == "l2":
         # Any centre will do: it matters little that some rows are in two tiles.
@@ -202,15 +207,15 @@ def _frames(rows, queries, count, counted, metric, plan):
     # Far from the origin, and with a tiny unit, that overflows.
     centre = jnp.where(jnp.abs(rounded) < jnp.inf, rounded, centre)
 
-    def measure(tile):
-        residual = jnp.abs(tile * scale - jnp.round(tile * scale))
-        return norms(tile - centre[None]), jnp.max(jnp.matmul(residual, ones, precision="highest"))
+    def residual(tile):
+        return jnp.max(jnp.matmul(jnp.abs(tile * scale - jnp.round(tile * scale)), ones, precision="highest"))
 
-    squares, residuals = over_tiles(measure)
+    # One pass over the rows for all of it.
+    squares, losses, residuals = over_tiles(lambda tile: (*measure(tile - centre[None]), residual(tile)))
     exact = (jnp.max(residuals) == 0) & jnp.all(queries == jnp.round(queries * scale) / scale) & full
-    lengths = norms(queries - centre[None])
+    lengths, lost = measure(queries - centre[None])
     frames = []
-    for w, steps in precisions(centre):
+    for w, steps in precisions(jnp.max(losses), lost):
         # The last frame is that of float32: others have no exact products.
         fine = exact & (len(frames) == plan.reduced)
         if metric == "ip":
