@@ -8,6 +8,8 @@ from functools import cache, partial, wraps
 
 import jax
 
+from theorykit import results
+
 # Compiler options of programs that run for a moment only: without LLVM's optimisations they compile in half the time.
 BRIEFLY = {"xla_backend_optimization_level": 0}
 # More than two would compete for memory at large widths, and XLA's own threads already share a computation.
@@ -39,6 +41,11 @@ def side_by_side_after(cells: Mapping[str, tuple[Callable, Sequence[str]]]) -> d
         for label, (function, labels) in cells.items():
             begun[label] = _begin(pool, partial(call, function, [begun[needed] for needed in labels]))
         return dict(zip(begun, _results(pool, list(begun.values())), strict=True))
+
+
+def kept(label: str, function: Callable) -> Callable:
+    """The function of a cell, its value kept as a part of the result."""
+    return lambda *needed: results.part(label, partial(function, *needed))
 
 
 def _begin(pool, function):

@@ -58,7 +58,7 @@ from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_members as members
 from experiments import _task_verdicts as judged
-from experiments._side_by_side import side_by_side_after
+from experiments._side_by_side import kept, side_by_side_after
 from experiments._task_members import VARIANTS, pairs_of
 from experiments._task_verdicts import KINDS, REFERENCE, TASKS
 from theorykit import results, verify
@@ -157,11 +157,7 @@ def run(config: Config) -> dict[str, np.ndarray]:
     members.check_memory(config)
     tasks, seeds = config.conditional, range(config.seeds)
     pairs = {f"pairs-{seed}": (partial(members.train_pairs, config, seed), ()) for seed in seeds}
-    # While the first pairs train, the programs of the other tasks and that of the measurements are compiled.
-    compiled = {f"compile {task}": (partial(members.train_network, config, 0, task, None), ()) for task in tasks}
-    for function, kept in ((_measured, "rows"), (_along, "along")):
-        compiled[f"compile {kept}"] = (partial(function, config, 0, *members.blank(config, kept)), ())
-    cells = dict([*pairs.items()][:1]) | compiled | pairs
+    cells = {}
     for seed in seeds:
         for task in tasks:
             cells[f"{task}-{seed}"] = (partial(_network, config, seed, task), (f"pairs-{seed}",))
@@ -169,7 +165,12 @@ def run(config: Config) -> dict[str, np.ndarray]:
         trained = [f"{what}-{seed}" for what in ("pairs", *tasks)]
         cells[f"measured-{seed}"] = (partial(_of_trained, _measured, "rows", config, seed), trained)
         cells[f"along-{seed}"] = (partial(_of_trained, _along, "along", config, seed), trained)
-    found = _each(cells)
+    cells = {label: (kept(label, function), needed) for label, (function, needed) in (pairs | cells).items()}
+    # While the first pairs train, the programs of the other tasks and that of the measurements are compiled.
+    compiled = {f"compile {task}": (partial(members.train_network, config, 0, task, None), ()) for task in tasks}
+    for function, form in ((_measured, "rows"), (_along, "along")):
+        compiled[f"compile {form}"] = (partial(function, config, 0, *members.blank(config, form)), ())
+    found = _each({"pairs-0": cells["pairs-0"]} | compiled | cells)
     of_seeds = [found[f"measured-{seed}"] | found[f"along-{seed}"] for seed in seeds]
     return {name: np.stack([arrays[name] for arrays in of_seeds]) for name in of_seeds[0]}
 
@@ -178,21 +179,13 @@ def _network(config, seed, task, pairs):
     return members.train_network(config, seed, task, jnp.asarray(pairs["rows"]))
 
 
-def _of_trained(measure, kept, config, seed, pairs, *networks):
-    networks = {task: jnp.asarray(trained[kept]) for task, trained in zip(config.conditional, networks, strict=True)}
-    return measure(config, seed, jnp.asarray(pairs[kept]), networks)
+def _of_trained(measure, form, config, seed, pairs, *networks):
+    networks = {task: jnp.asarray(trained[form]) for task, trained in zip(config.conditional, networks, strict=True)}
+    return measure(config, seed, jnp.asarray(pairs[form]), networks)
 
 
 def _each(cells):
-    """Values of labelled cells, all but programs that are compiled kept as parts.
-
-    Side by side, or one after the other where each takes all devices.
-    """
-
-    def of(label, function, *needed):
-        return function(*needed) if label.startswith("compile") else results.part(label, partial(function, *needed))
-
-    cells = {label: (partial(of, label, function), needed) for label, (function, needed) in cells.items()}
+    """Values of cells: side by side, or one after the other where each takes all devices."""
     if len(jax.devices()) == 1:
         return side_by_side_after(cells)
     found = {}

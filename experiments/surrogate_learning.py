@@ -40,7 +40,7 @@ import numpy as np
 
 from experiments import _claims, _hierarchy_exact, _sampled_gap, _score_identities
 from experiments import _hierarchy_clip as networks
-from experiments._side_by_side import side_by_side
+from experiments._side_by_side import kept, side_by_side_after
 from experiments._training import checkpoints, parameters
 from theorykit import results, verify
 from theorykit.surrogate import bounds, hierarchy
@@ -93,39 +93,28 @@ def run(config: Config) -> dict[str, np.ndarray]:
     seeds, ...) are of the last checkpoint, with the same K of training.
     """
     trained(config)  # an error before any work
-    size = networks.Size()
+    size, names = networks.Size(), {f"trained-{p:g}": p for p in config.levels}
     # All members of one level of noise are trained by one program.
     levels, candidates = len(config.levels), np.repeat(TRAINED, config.seeds)
-    cells = [(f"trained-{p:g}", partial(_train, config, size, p, HEAD, candidates)) for p in config.levels]
-    heads = [] if config.compared is None else networks.HEADS
-    others = [(f"head-{head}", partial(_train, config, size, config.compared, head, TRAINED[SHOWN])) for head in heads]
-    # Two cells of one program that begin together would both compile it.
-    first, *last = side_by_side(results.part, [cells[0], *others, *cells[1:]])
-    of_heads, tables = last[: len(heads)], [first, *last[len(heads) :]]
-    of_heads, tables = ([found["tables"] for found in part] for part in (of_heads, tables))
-    cells = [(f"exact-{p:g}", partial(_losses, size, p, t)) for p, t in zip(config.levels, tables, strict=True)]
-    first = np.stack([t[SHOWN * config.seeds, :-1] for t in tables])
-    hs = networks.hierarchies(size, jax.random.key(0), config.levels)
+    of_levels = {name: (partial(_train, config, size, p, HEAD, candidates), ()) for name, p in names.items()}
+    exact = {f"exact-{p:g}": (partial(_losses, size, p), (name,)) for name, p in names.items()}
+    hs, heads = networks.hierarchies(size, jax.random.key(0), config.levels), {}
     others = {
-        "identities": partial(_score_identities.both_sides, hs, first),
-        "sampled": partial(_sampled, config, hs, first),
+        "identities": (partial(_identities, config, hs), names),
+        "sampled": (partial(_sampled, config, hs), names),
     }
-    if of_heads:
-        others["heads"] = partial(_losses, size, config.compared, np.concatenate(of_heads)[:, -2:-1])
-    of_level, *last = side_by_side(results.part, [cells[0], *others.items(), *cells[1:]])
-    arrays, sampled, *compared = last[: len(others)]
-    arrays |= sampled
-    for found in compared:
-        arrays |= {f"heads/{name}": _by_head(config, found[name]) for name in ("excess", "sufficiency")}
-    found = [of_level, *last[len(others) :]]
-    for name in found[0]:
-        values = np.stack([losses[name] for losses in found])
+    if config.compared is not None:
+        for head in networks.HEADS:
+            heads[f"head-{head}"] = (partial(_train, config, size, config.compared, head, TRAINED[SHOWN]), ())
+        others["heads"] = (partial(_heads, config, size), heads)
+    # Two cells of one program that begin together would both compile it: one level first, the others last.
+    cells = dict([*of_levels.items()][:1]) | heads | of_levels | dict([*exact.items()][:1]) | others | exact
+    found = side_by_side_after({label: (kept(label, function), needs) for label, (function, needs) in cells.items()})
+    arrays = {name: array for label in others for name, array in found[label].items()}
+    for name in found[next(iter(exact))]:
+        values = np.stack([found[label][name] for label in exact])
         arrays[name] = values.reshape(levels, len(TRAINED), config.seeds, *values.shape[2:])
     return arrays
-
-
-def _by_head(config, values):
-    return values[:, 0].reshape(len(networks.HEADS), config.seeds, *values.shape[2:])
 
 
 def trained(config: Config) -> list[int]:
@@ -165,11 +154,32 @@ def _train(config, size, p, head, candidates):
     return {"tables": np.swapaxes(np.asarray(tables).reshape(-1, len(keys), *tables.shape[1:]), 0, 1)}
 
 
-def _losses(size, p, tables):
+def _losses(size, p, learnt):
+    tables = learnt["tables"]
     return _hierarchy_exact.exact_tables(_hierarchies(size, p, len(tables)), tables, COUNTS)
 
 
-def _sampled(config, hs, tables):
+def _heads(config, size, *learnt):
+    """Of the last checkpoint, (heads, seeds, ...)."""
+    tables = np.concatenate([one["tables"][:, -2:-1] for one in learnt])
+    found = _losses(size, config.compared, {"tables": tables})
+    return {
+        f"heads/{name}": found[name][:, 0].reshape(len(learnt), config.seeds, *found[name].shape[2:])
+        for name in ("excess", "sufficiency")
+    }
+
+
+def _shown(config, learnt):
+    """Tables (p, checkpoints, nx, ny) of the first seed and one K of training."""
+    return np.stack([one["tables"][SHOWN * config.seeds, :-1] for one in learnt])
+
+
+def _identities(config, hs, *learnt):
+    return _score_identities.both_sides(hs, _shown(config, learnt))
+
+
+def _sampled(config, hs, *learnt):
+    tables = _shown(config, learnt)
     laws = np.asarray(jax.lax.map(hierarchy.enumerate_joint, hs))
     found = _sampled_gap.both_directions(laws, tables, SAMPLED, config.drawn, config.batches)
     return {f"sampled/{name}": values for name, values in found.items()}
