@@ -265,6 +265,7 @@ def test_views_too_ill_conditioned_for_the_dtype_are_reported_and_a_ridge_or_flo
     np.testing.assert_allclose(cca.cca(x, y, 6, method="randomised", key=KEY).correlations, RHO[:6], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_memory_mapped_views_are_read_in_blocks(tmp_path, monkeypatch):
     x, y = views(np.float32)
     monkeypatch.setattr(_krylov, "_BLOCK_BYTES", 64 * 140 * 4)  # 4 blocks and a rest of 44 rows
@@ -288,6 +289,7 @@ def test_exact_directions_can_be_traced_and_mapped(x64):
 # Kernel CCA
 
 
+@pytest.mark.slow
 def test_kernel_cca_of_linear_kernels_is_cca(x64):
     x, y = (view[:40, :6] for view in views())
     new_x, new_y = (view[40:50, :6] for view in views())

@@ -89,6 +89,7 @@ def test_many_prompts_approach_all_texts_as_predicted(x64):
     assert abs(other.value - estimate.value) > 4 * (other.standard_error + estimate.standard_error)
 
 
+@pytest.mark.slow
 def test_one_prompt_agrees_with_all_choices_of_prompts(x64):
     label_text, joint, score = labelled(5)
     prompts = np.asarray(label_text / label_text.sum(1)[:, None])

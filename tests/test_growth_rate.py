@@ -89,6 +89,7 @@ def test_only_the_leading_part_of_the_start_counts(x64):
     assert growth(kernel, triplet_loss, 3 * f0).projection == pytest.approx(3 * found.projection, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient_descent_grows_at_the_discrete_rate(x64):
     kernel, f0 = problem()
     found = growth(kernel, triplet_loss, f0)

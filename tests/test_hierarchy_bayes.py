@@ -45,6 +45,7 @@ def risks_at_all(levels, key):
     return jax.lax.map(lambda noise: risks_at(noise, key), levels)
 
 
+@pytest.mark.slow
 def test_losses_of_samples_are_those_of_enumeration(x64):
     h, joint = small(), np.asarray(hierarchy.enumerate_joint(small()))
     leaves = np.asarray(hierarchy.all_leaves(3, 4))

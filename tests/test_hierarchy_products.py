@@ -27,6 +27,7 @@ def answers(tree, leaves, noisy, root):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_and_logarithms_give_the_same_messages(x64, shape):
     symbols, depth, arity, n = shape
@@ -57,6 +58,7 @@ def test_small_entries_and_zeros_are_left_to_logarithms(x64):
         assert not bool(products.tree(smallest(0.0, dtype), 1).bounded)
 
 
+@pytest.mark.slow
 def test_at_the_smallest_entries_products_lose_nothing():
     """Every text of the tree whose rare symbol is as rare as products allow, in single precision."""
     with jax.enable_x64(True):

@@ -81,6 +81,7 @@ def expected_tokens(rows, text, alphabet):
     return np.stack(laws, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_answer_is_that_of_enumeration_at_any_depth_arity_and_alphabet(x64, shape):
     h, image, text, noisy = drawn_from(shape)
@@ -128,6 +129,7 @@ def in_blocks(monkeypatch):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "program", "loops"),
     [

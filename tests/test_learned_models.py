@@ -130,6 +130,7 @@ def test_only_joint_training_has_a_gradient_in_the_encoder(task):
     assert_same(*(jax.tree.map(lambda a, i=i: a[i], gradients["network"]) for i in range(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [None, "denoising"])
 def test_rows_hold_every_number_of_a_member(task):
     params = pairs() if task is None else networks(task)
@@ -231,6 +232,7 @@ def test_the_sum_over_members_has_the_value_and_the_gradient_of_a_plain_sum(x64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found, expected)
 
 
+@pytest.mark.slow
 def test_members_of_equal_key_and_noise_see_equal_batches():
     hs = quickly(lambda key: clip.hierarchies(SIZE, key, [0.3, 0.3, 0.3, 0.6]), jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 2)[jnp.asarray([0, 0, 1, 0])]

@@ -74,6 +74,7 @@ def test_a_preset_that_does_not_fit_is_refused_before_any_training(little_memory
         learned_tasks.run(learned_tasks.PRESETS["paper"])
 
 
+@pytest.mark.slow
 def test_pairs_that_do_not_fit_are_refused_before_any_training(little_memory, monkeypatch):
     monkeypatch.setattr(_training, "free_bytes", lambda: 1000)
     monkeypatch.setattr(clip, "LONG", 1)

@@ -69,6 +69,7 @@ def test_slacks_are_what_the_bounds_lose(x64):
         np.testing.assert_allclose(information - mi.nwj(joint, score), mi.nwj_slack(joint, score), **close)
 
 
+@pytest.mark.slow
 def test_what_dv_loses_is_the_sufficiency_and_a_divergence_of_the_rows(x64):
     joint, score = draw(3)
     p, q = joints.marginals(joint)
@@ -171,6 +172,7 @@ def test_many_candidates_bring_the_interpolated_bound_to_a_limit_at_the_rate_one
     np.testing.assert_allclose((values[1] - values[0]) / (values[2] - values[1]), 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_means_of_the_estimators_over_all_batches_are_the_exact_values(x64, n):
     joint, score = draw(8)

@@ -62,6 +62,7 @@ def test_randomised_keeps_its_tolerance_in_float32_without_a_gap():
     np.testing.assert_allclose(found.variances, SLOW_DECAY[:32], rtol=20 * EPS32)
 
 
+@pytest.mark.slow
 def test_a_smaller_tolerance_takes_more_passes_and_is_kept(x64):
     x, components = with_spectrum(SLOW_DECAY, 300)
     loose, tight = (pca.pca(x, 8, method="randomised", key=KEY, tolerance=t) for t in (1e-2, 1e-10))

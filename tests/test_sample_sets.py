@@ -115,6 +115,7 @@ def test_sizes_that_fill_groups_are_accepted():
     assert sets.check(SimpleNamespace(samples={"mlp": (4, 64)}, batch=8, validation=12)) is None
 
 
+@pytest.mark.slow
 def test_tasks_follow_the_score(x64, joint):
     tasks = ("zero_shot", "next_token", "denoising")
     tables = jnp.asarray(np.stack([risk.optimal_score(jnp.asarray(joint)), np.random.default_rng(1).random((8, 8))]))

@@ -65,6 +65,7 @@ def test_nearly_all_neighbours_are_found_and_their_distances_are_the_exact_ones(
         np.testing.assert_array_equal(own_distances[common], true_distances[np.isin(true, own)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["ip", pytest.param("l2", marks=pytest.mark.slow)])
 def test_a_beam_that_holds_all_rows_finds_exactly_what_exact_search_finds(metric):
     base = BASE[:200]
@@ -101,6 +102,7 @@ def test_the_answer_is_the_same_in_every_batch():
     same(query_graph(graph, QUERIES[95:], 10), jax.tree.map(lambda array: array[95:], whole))
 
 
+@pytest.mark.slow
 def test_inside_jit_a_graph_is_an_argument_and_the_answer_the_same():
     graph = graph_of("cosine")
     same(jax.jit(partial(query_graph, k=10))(graph, QUERIES), query_graph(graph, QUERIES, 10))
@@ -242,6 +244,7 @@ def test_any_real_dtype_strided_or_read_only_is_accepted(dtype):
     same(query_graph(graph, base[:4], 3, beam=32), knn(base, base[:4], 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["ip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("l2", "cosine"))])
 def test_new_rows_are_found_like_old_ones_and_the_old_graph_stays(metric):
     old = build_graph(BASE[:1500], metric=metric, degree=16, key=KEY)

@@ -119,6 +119,7 @@ def test_rows_that_the_devices_do_not_divide_are_held_by_all(found, kind, device
     assert found[f"{kind}, 19 rows, memory 3000"][1:] == [devices, 19, 19]
 
 
+@pytest.mark.slow
 def test_the_compiled_program_computes_an_eighth_and_exchanges_nothing(found):
     program = found["program"]
     assert program["output"] == program["whole"] / 8

@@ -164,6 +164,7 @@ class Everything(nn.Module):
         return nn.Dense(2, use_bias=False)(flat)
 
 
+@pytest.mark.slow
 def test_methods_agree_on_a_plain_flax_model(x64):
     with jax.numpy_dtype_promotion("standard"):  # flax's layer norm promotes
         check(*started(Everything(), points(3, 16)), uncovered=("LayerNorm", "Embed"))
