@@ -99,10 +99,10 @@ def clip_in_groups(head, candidates, log_scale, image, text):
     return jax.vmap(lambda a, b: clip(pairwise(head, log_scale, a, b)))(*groups)
 
 
+# What trained encoders do ---------------------------------------------------------------------------------------------
+
 # Rows of leaves that all members embed at once: with the 81 tokens of the preset paper their attention takes 1 GiB.
 ROWS = 1024
-
-# What trained encoders do ---------------------------------------------------------------------------------------------
 
 
 def embed(size, head, params, modality, leaves, gates=None):

@@ -26,18 +26,18 @@ def side_by_side(function: Callable, cells: Iterable[Sequence]) -> list:
         return _results(pool, [_begin(pool, partial(function, *cell)) for cell in cells])
 
 
-def side_by_side_after(cells: Mapping[str, tuple[Callable, Sequence[str]]]) -> dict:
+def side_by_side_after(cells: Mapping[str, tuple[Callable, Sequence[str]]], workers: int = WORKERS) -> dict:
     """Values {label: function(*values of the labels it needs)} of cells {label: (function, labels)}.
 
     A cell comes after those that it needs. Cells begin in the order given, so one that waits for another waits for a
-    cell that has begun: give first what others need.
+    cell that has begun: give first what others need. Where each cell takes all devices, let one worker do them in turn.
     """
     begun = {}
 
     def call(function, needed):
         return function(*(future.result() for future in needed))
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for label, (function, labels) in cells.items():
             begun[label] = _begin(pool, partial(call, function, [begun[needed] for needed in labels]))
         return dict(zip(begun, _results(pool, list(begun.values())), strict=True))

@@ -58,7 +58,7 @@ from experiments import _hierarchy_clip as clip
 from experiments import _task_evaluation as evaluation
 from experiments import _task_members as members
 from experiments import _task_verdicts as judged
-from experiments._side_by_side import kept, side_by_side_after
+from experiments._side_by_side import WORKERS, kept, side_by_side_after
 from experiments._task_members import VARIANTS, pairs_of
 from experiments._task_verdicts import KINDS, REFERENCE, TASKS
 from theorykit import results, verify
@@ -170,7 +170,8 @@ def run(config: Config) -> dict[str, np.ndarray]:
     compiled = {f"compile {task}": (partial(members.train_network, config, 0, task, None), ()) for task in tasks}
     for function, form in ((_measured, "rows"), (_along, "along")):
         compiled[f"compile {form}"] = (partial(function, config, 0, *members.blank(config, form)), ())
-    found = _each({"pairs-0": cells["pairs-0"]} | compiled | cells)
+    workers = WORKERS if len(jax.devices()) == 1 else 1  # several devices are all taken by one training
+    found = side_by_side_after({"pairs-0": cells["pairs-0"]} | compiled | cells, workers)
     of_seeds = [found[f"measured-{seed}"] | found[f"along-{seed}"] for seed in seeds]
     return {name: np.stack([arrays[name] for arrays in of_seeds]) for name in of_seeds[0]}
 
@@ -182,16 +183,6 @@ def _network(config, seed, task, pairs):
 def _of_trained(measure, form, config, seed, pairs, *networks):
     networks = {task: jnp.asarray(trained[form]) for task, trained in zip(config.conditional, networks, strict=True)}
     return measure(config, seed, jnp.asarray(pairs[form]), networks)
-
-
-def _each(cells):
-    """Values of cells: side by side, or one after the other where each takes all devices."""
-    if len(jax.devices()) == 1:
-        return side_by_side_after(cells)
-    found = {}
-    for label, (function, needed) in cells.items():
-        found[label] = function(*(found[name] for name in needed))
-    return found
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------

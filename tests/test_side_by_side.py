@@ -42,6 +42,19 @@ def test_a_cell_gets_the_values_that_it_needs_and_comes_after_them():
     assert ended == ["b", "a", "c", "d"]
 
 
+def test_one_worker_takes_the_cells_in_turn():
+    running, most = [], []
+
+    def cell(*_):
+        running.append(None)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.pop()
+
+    side_by_side_after({"a": (cell, ()), "b": (cell, ()), "c": (cell, ("a",))}, workers=1)
+    assert most == [1, 1, 1]
+
+
 def test_two_cells_run_at_a_time():
     both = threading.Barrier(2, timeout=30)
     cells = {name: (lambda *_: both.wait() >= 0, needed) for name, needed in (("a", ()), ("b", ()))}

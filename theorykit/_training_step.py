@@ -252,13 +252,13 @@ def _advance(program: Program, state: State, data, key, stop):
     return lax.while_loop(going, one, (state, losses, jnp.asarray(False)))
 
 
-advance = jax.jit(_advance, static_argnames="program")
-
-
 @cache
 def advance_by(options: tuple[tuple[str, str | bool | int | float], ...]) -> Callable:
-    """`advance`, compiled with options of XLA; the same object for the same ones, so that it compiles once."""
-    return jax.jit(_advance, static_argnames="program", compiler_options=dict(options)) if options else advance
+    """`_advance`, compiled with options of XLA; the same object for the same ones, so that it compiles once."""
+    return jax.jit(_advance, static_argnames="program", compiler_options=dict(options) or None)
+
+
+advance = advance_by(())
 
 
 @partial(jax.jit, static_argnums=0)
