@@ -1,6 +1,6 @@
 # The commands of theorykit. `make` alone lists them. The environment is made on the first use of any of them.
 #
-#   PRESET       size of the computation: smoke, quick (default), full; for learned_tasks also paper
+#   PRESET       size of the computation: smoke, quick (default), full; for learned_tasks also stars and paper
 #   NAME         one figure, or one benchmark
 #   PYTHON       interpreter for a new environment; by default the first of python3, python3.13, python3.12 and
 #                python3.11 that is Python 3.11 to 3.13

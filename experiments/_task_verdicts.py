@@ -86,8 +86,14 @@ CLAIMS = {"standard": "LT.guided", "shallow": "LT.shallow"}  # by the second of 
 
 
 def order(config, arrays):
-    """Neighbours in the order Bayes <= guided <= standard <= shallow; at depth 2 some are only close to each other."""
+    """Neighbours in the order Bayes <= guided <= standard <= shallow; up to depth 2 some are only close to each other.
+
+    Above it, where less noise makes pairs merge roots, whatever their kind, it is judged from `REFERENCE` on.
+    """
     found, more = [], partial(verify.separation, margin=config.gap)
+    deep = config.size.depth > 2
+    held = np.array(config.levels) >= (REFERENCE if deep else 0)
+    where = f"p >= {REFERENCE}" if deep else "all p"
     close = partial(verify.agreement, predicted=0.0, margin=config.apart)
     for task in dict.fromkeys(task for task, *_ in _neighbours(arrays)):
         of_guided = [
@@ -97,13 +103,13 @@ def order(config, arrays):
         sides = [(excess, np.zeros_like(excess)) for excess in of_guided]
         found += _pair(more, f"LT.bayes.{task}", statement, DERIVED, *sides, "the Bayes answers of another hierarchy")
     for task, first, second in _neighbours(arrays):
-        of = {name: _cells(arrays, task, name) for name in ORDER}
-        if config.size.depth > 2 or (task, first, second) in DECIDED:
-            margin, placebo = GAINS[task](config), _cells(arrays, task, PLACEBO)
+        of = {name: _cells(arrays, task, name, held) for name in (*ORDER, PLACEBO)}
+        if deep or (task, first, second) in DECIDED:
+            margin, placebo = GAINS[task](config), of[PLACEBO]
             broken = (of[second], placebo) if first == "guided" else (placebo, of[first])
             with np.errstate(invalid="ignore"):  # of an excess that noise takes below zero: that decides nothing
                 sides = [tuple(np.log(excess) for excess in both) for both in ((of[second], of[first]), broken)]
-            least = f"by a factor of {math.exp(margin):.2f}, mean logarithm over hierarchies at all p"
+            least = f"by a factor of {math.exp(margin):.2f}, mean logarithm over hierarchies at {where}"
             statement = f"{NAMES[task]}: {WORDS[second]} loses more than {WORDS[first]}, {least}"
             check = partial(verify.separation, margin=margin)
             why = f"{WORDS[PLACEBO]} in place of {WORDS['guided' if first == 'guided' else second]}"
@@ -151,9 +157,9 @@ def _neighbours(arrays):
     return [(task, *pair) for task in tasks for pair in itertools.pairwise(ORDER)]
 
 
-def _cells(arrays, task, variant):
-    """Excesses of one kind of training, (seeds x levels,)."""
-    return arrays[f"excess/{task}/value"][:, VARIANTS.index(variant)].ravel()
+def _cells(arrays, task, variant, held=slice(None)):
+    """Excesses of one kind of training at all levels or those held, (seeds x levels,)."""
+    return arrays[f"excess/{task}/value"][:, VARIANTS.index(variant), held].ravel()
 
 
 def _errors_below(arrays, name):
