@@ -15,13 +15,13 @@ LAWFUL = {"guided": 0.01, "standard": 0.02, "misguided": 0.02, "shallow": 0.04, 
 
 
 def arrays_of(config, excesses):
-    """Excesses by kind with 5% of noise, the same for all kinds, and 1% of their own."""
+    """Excesses by kind with 5% of noise, the same for all kinds, and 0.3% of their own."""
     rng = np.random.default_rng(0)
     shape = (config.seeds, len(config.levels))
     arrays = {}
     for task in judged.TASKS:
         common = np.exp(0.05 * rng.standard_normal(shape))
-        of_kinds = [excesses[kind] * common * np.exp(0.01 * rng.standard_normal(shape)) for kind in VARIANTS]
+        of_kinds = [excesses[kind] * common * np.exp(0.003 * rng.standard_normal(shape)) for kind in VARIANTS]
         arrays[f"excess/{task}/value"] = np.stack(of_kinds, axis=1)
         arrays[f"other/{task}/value"] = -np.ones((config.seeds, len(VARIANTS), len(config.levels)))
         arrays[f"mixed/{task}"] = np.ones(shape)
