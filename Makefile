@@ -56,7 +56,7 @@ test: lint ## all tests: style, the library, every theorem at the smoke preset, 
 	$(PY) -m pytest $(PYTEST)
 
 # Values do not depend on how hard the compiler tries, and most of the time is compilation of small programs. Without
-# LLVM's expensive passes, by XLA's older loops and in one piece they take a fifth of the time to compile. A flag that
+# LLVM's expensive passes, by XLA's older loops and in one piece they take a fifth of the time with the pinned jaxlib. A flag that
 # this version does not know would end every process, so each is tried first. The whole suite compiles as users do.
 BRIEF = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 test-fast: $(STAMP) ## the everyday part of the tests

@@ -35,11 +35,12 @@ of the guided ones does. After these steps members are not as close to Bayes as 
 0.025 in the four tasks), and claims whose thresholds come from depth 2 are not all supported: near, reference, along,
 average and follow.
 
-Trees of depth 1 (preset stars, 16 hierarchies, sizes and steps of quick): supervision by messages gains nothing.
-Without it 0.90 (0.69 to 1.19) times the contrastive excess is left, which refutes LT.guided there, and 0.92 (0.77 to
-1.09) in denoising. But one block loses in next tokens here too (1.22, 1.12 to 1.33; 1.15 at depth 2), and in
-denoising (1.28, 1.03 to 1.59; 1.4 at depth 2): LT.shallow shows what a second block is worth, not that the depth of
-the tree is why. Nine of the 70 verdicts of this preset are not as expected, since they state what holds at depth 2.
+Trees of depth 1 (preset stars, 16 hierarchies, sizes and steps of quick): no gain by supervision is seen. Without it
+0.90 (0.69 to 1.19) times the contrastive excess is left, which refutes the factor of 1.2 of LT.guided there, and 0.92
+(0.77 to 1.09) in denoising, which does not decide about 1.08. But one block loses in next tokens here too (1.22, 1.12
+to 1.33; 1.15 at depth 2), and perhaps in denoising (1.28, 1.03 to 1.59; 1.4 at depth 2): LT.shallow shows what a
+second block is worth, not that the depth of the tree is why. Nine of the 70 verdicts of this preset are not as
+expected, since they state what holds at depth 2.
 
 (b) Zero-shot classification by M prompts follows a + b/M with the b of `downstream.prompt_coefficient`. The asymptote
 needs M well above v_c/g_c^2, the relative variance of e^s over the prompts of a class: at p = 0.1, where single prompts
@@ -121,7 +122,7 @@ class Config:
 
 
 _FULL = Config(
-    # At a rate of 2e-3 one standard pair of four learned nothing at all (p = 0.4); at 1e-3 and half of that all did.
+    # In short trainings at a rate of 2e-3 a standard pair (p = 0.4) hardly learned; at 1e-3 and at 5e-4 all four did.
     size=clip.Size(alphabet=10, depth=3, width=64, blocks=3, batch=64, learning_rate=1e-3),
     shifted=(0.05, 0.1, 0.2, 0.3, 0.4),
     pair_steps=6000,
